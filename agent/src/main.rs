@@ -1,0 +1,2 @@
+//! The static agent on every server.
+fn main() {}

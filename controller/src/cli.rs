@@ -1,0 +1,72 @@
+//! The command line: one file per area, one exit code per documented outcome.
+
+use crate::out::Out;
+use crate::report::Report;
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Kubernetes racks on rented servers, for ML.
+#[derive(Debug, Parser)]
+#[command(name = "rackwright", version, propagate_version = true)]
+pub(crate) struct Cli {
+    /// Print data as JSON on stdout.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Log more on stderr (-v info, -vv debug); RUST_LOG wins.
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print shell completions.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+impl Cli {
+    /// Runs the command and turns its outcome into an exit code.
+    pub(crate) fn run(self) -> ExitCode {
+        let out = Out::new(self.json);
+        log_to_stderr(self.verbose);
+        let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(cause) => return failed(out, &Report::new(cause)),
+        };
+        runtime.block_on(self.command.run(out)).unwrap_or_else(|report| failed(out, &report))
+    }
+}
+
+impl Command {
+    async fn run(self, out: Out) -> Result<ExitCode, Report> {
+        match self {
+            Self::Completions { shell } => {
+                let mut command = <Cli as clap::CommandFactory>::command();
+                let mut text = Vec::new();
+                clap_complete::generate(shell, &mut command, "rackwright", &mut text);
+                out.line(String::from_utf8_lossy(&text).trim_end());
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    }
+}
+
+fn failed(out: Out, report: &Report) -> ExitCode {
+    out.say(report);
+    ExitCode::from(report.code())
+}
+
+fn log_to_stderr(verbose: u8) {
+    let level = match verbose {
+        0 => "warn",
+        1 => "info",
+        _ => "debug",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}

@@ -1,0 +1,1 @@
+//! Harness, demo and end-to-end stories.
