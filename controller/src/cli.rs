@@ -37,7 +37,9 @@ impl Cli {
             Ok(runtime) => runtime,
             Err(cause) => return failed(out, &Report::new(cause)),
         };
-        runtime.block_on(self.command.run(out)).unwrap_or_else(|report| failed(out, &report))
+        runtime
+            .block_on(self.command.run(out))
+            .unwrap_or_else(|report| failed(out, &report))
     }
 }
 
@@ -68,5 +70,8 @@ fn log_to_stderr(verbose: u8) {
     };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
 }

@@ -1,0 +1,43 @@
+# The two commands of the README: `make demo` and `make test`. Both say what they install.
+# Caches live in the user's cache folder, so that a fresh clone builds in seconds.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rackwright
+export CARGO_TARGET_DIR ?= $(CACHE)/target
+BIN := $(CARGO_TARGET_DIR)/x86_64-unknown-linux-gnu/release
+CARGO := cargo
+TOOLS := protobuf-compiler curl
+.PHONY: demo demo-down test tools build lint unit stories bench golden
+
+demo: build ## Raise five servers, build the cluster, run jobs, print the table (needs root)
+	@$(BIN)/rackwright-demo up $(if $(DATA),--data '$(DATA)') $(if $(TARGET),--target '$(TARGET)')
+
+demo-down: ## Remove everything that `make demo` made on this machine
+	@if [ -x $(BIN)/rackwright-demo ]; then $(BIN)/rackwright-demo down; else $(MAKE) build && $(BIN)/rackwright-demo down; fi
+
+test: lint unit stories ## Everything that CI runs
+
+tools:
+	@missing=(); for p in $(TOOLS); do dpkg -s $$p >/dev/null 2>&1 || missing+=($$p); done; \
+	if [ $${#missing[@]} -gt 0 ]; then \
+	  echo "installing Debian packages: $${missing[*]}"; \
+	  if [ "$$(id -u)" = 0 ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$${missing[@]}" >/dev/null; \
+	  else echo "error: not root; run: sudo apt-get install $${missing[*]}" >&2; exit 1; fi; fi
+
+build: tools
+	@echo "building (12 minutes the first time, seconds after)"
+	@$(CARGO) build --release --locked --workspace
+
+lint: tools
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+
+unit: tools
+	$(CARGO) test --release --locked --workspace --exclude rackwright-tests
+	$(CARGO) test --release --locked -p rackwright-tests --lib --test workspace
+
+stories: build ## End-to-end stories on a rack of their own (needs root)
+	$(CARGO) test --release --locked -p rackwright-tests --test stories -- --test-threads=1
+
+golden: ## Regenerate every golden file, then look at `git diff`
+	INSTA_UPDATE=always $(CARGO) test --release --workspace --exclude rackwright-tests
