@@ -1,64 +1,88 @@
-//! Units as types: fixed-point integers with a private field and one door that validates.
+//! Units as types: fixed-point integers with a private field and one door each that validates.
 //!
-//! Every unit reads from the text that people write (`4GiB`, `1500m`, `12.50 EUR`) and prints text that it
-//! reads again without loss. In JSON a unit is its raw integer, whose name is that of the type; money is text.
+//! Text forms are exact both ways: what is serialised parses back to the same value. JSON takes the
+//! text (`"1.5GiB"`, `"500m"`) or a plain number (bytes, whole CPUs, whole GPUs).
 
+use serde::de::{Error as _, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::iter::Sum;
-use std::ops::{Add, AddAssign, Sub, SubAssign};
+use std::ops::{Add, AddAssign};
 use std::str::FromStr;
 
-/// Why a text is not a quantity of its unit; reads after "failed to".
+/// A quantity that its unit's door refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("read {text:?} as {what} (write it like {example})")]
+#[error("{given:?} is no {unit}: {hint}")]
 pub struct UnitError {
-    /// The text as given.
-    pub text: String,
-    /// What was expected, such as `a size in bytes`.
-    pub what: &'static str,
-    /// A text that would have been accepted.
-    pub example: &'static str,
+    /// Which unit was expected, such as `amount of memory`.
+    pub unit: &'static str,
+    /// What was given.
+    pub given: String,
+    /// What would be accepted.
+    pub hint: &'static str,
+}
+
+/// Reads `12`, `1.5` or `.25` as an exact multiple of `1 / scale`, rounding nothing.
+fn scaled(text: &str, scale: u128) -> Option<u128> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+    if (whole.is_empty() && fraction.is_empty()) || !digits(whole) || !digits(fraction) || text.len() > 24 {
+        return None;
+    }
+    let whole: u128 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
+    let mut value = whole.checked_mul(scale)?;
+    if !fraction.is_empty() {
+        let numerator = fraction.parse::<u128>().ok()?.checked_mul(scale)?;
+        let denominator = 10_u128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
+        if numerator % denominator != 0 {
+            return None;
+        }
+        value = value.checked_add(numerator / denominator)?;
+    }
+    Some(value)
 }
 
 macro_rules! unit {
-    ($(#[$doc:meta])* $name:ident) => {
+    ($(#[$doc:meta])* $name:ident, $unit:literal, max $max:expr, hint $hint:literal, number $number:expr) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
-        #[serde(transparent)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
         pub struct $name(u64);
 
         impl $name {
-            /// None of it.
+            /// Nothing.
             pub const ZERO: Self = Self(0);
+            /// The largest value that the door lets through.
+            pub const MAX: Self = Self($max);
 
-            /// A quantity from its raw integer.
-            pub const fn new(raw: u64) -> Self {
-                Self(raw)
+            /// The door: the value in the unit's smallest step.
+            ///
+            /// # Errors
+            /// The value is above [`Self::MAX`].
+            pub fn new(value: u64) -> Result<Self, UnitError> {
+                if value > $max {
+                    return Err(Self::refuse(value.to_string()));
+                }
+                Ok(Self(value))
             }
 
-            /// The raw integer.
+            /// The value in the unit's smallest step.
             pub const fn get(self) -> u64 {
                 self.0
             }
 
-            /// Whether there is none of it.
+            /// Whether it is nothing.
             pub const fn is_zero(self) -> bool {
                 self.0 == 0
             }
 
-            /// The difference, or zero where `other` is more.
+            /// The difference, or nothing when `other` is larger.
             #[must_use]
             pub const fn saturating_sub(self, other: Self) -> Self {
                 Self(self.0.saturating_sub(other.0))
             }
 
-            /// The difference, or nothing where `other` is more.
-            pub const fn checked_sub(self, other: Self) -> Option<Self> {
-                match self.0.checked_sub(other.0) {
-                    Some(raw) => Some(Self(raw)),
-                    None => None,
-                }
+            fn refuse(given: String) -> UnitError {
+                UnitError { unit: $unit, given, hint: $hint }
             }
         }
 
@@ -75,202 +99,276 @@ macro_rules! unit {
             }
         }
 
-        impl Sub for $name {
-            type Output = Self;
-            /// Saturates at zero: a quantity is never negative.
-            fn sub(self, other: Self) -> Self {
-                self.saturating_sub(other)
-            }
-        }
-
-        impl SubAssign for $name {
-            fn sub_assign(&mut self, other: Self) {
-                *self = *self - other;
-            }
-        }
-
         impl Sum for $name {
-            fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
-                all.fold(Self::ZERO, Add::add)
+            fn sum<I: Iterator<Item = Self>>(values: I) -> Self {
+                values.fold(Self::ZERO, Add::add)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(&self.canonical())
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Door;
+                impl Visitor<'_> for Door {
+                    type Value = $name;
+                    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        write!(formatter, "{} ({})", $unit, $hint)
+                    }
+                    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<$name, E> {
+                        text.parse().map_err(E::custom)
+                    }
+                    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<$name, E> {
+                        let refuse = || E::custom($name::refuse(value.to_string()));
+                        $name::new(value.checked_mul($number).ok_or_else(refuse)?).map_err(E::custom)
+                    }
+                    fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<$name, E> {
+                        Err(E::custom($name::refuse(value.to_string())))
+                    }
+                    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<$name, E> {
+                        value.to_string().parse().map_err(E::custom)
+                    }
+                }
+                deserializer.deserialize_any(Door)
             }
         }
     };
 }
 
 unit! {
-    /// Bytes. Text: `512`, `512B`, or with a binary suffix `KiB`, `MiB`, `GiB`, `TiB`.
-    Bytes
+    /// An amount of memory or storage in bytes, at most 1 EiB.
+    Bytes, "amount of memory", max 1 << 60, hint "write it like 512MiB, 1.5GiB or 4GB", number 1
 }
 unit! {
-    /// Thousandths of a CPU. Text: `1500m` or whole CPUs `2`.
-    MilliCpu
+    /// Processor time in thousandths of a CPU, at most a million CPUs.
+    MilliCpu, "number of CPUs", max 1_000_000_000, hint "write it like 2, 0.5 or 500m", number 1000
 }
 unit! {
-    /// Thousandths of a GPU. Text: `500m` or whole GPUs `2`.
-    MilliGpu
+    /// Graphics processors in thousandths of a GPU, at most a million GPUs.
+    MilliGpu, "number of GPUs", max 1_000_000_000, hint "write it like 1, 8 or 500m", number 1000
 }
 
-/// Binary suffixes, largest first, with their size in bytes.
-const SUFFIXES: [(&str, u64); 5] =
-    [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+/// Suffixes with their factor in bytes, the longest spelling first so that `GiB` is not read as `B`.
+const BYTE_SUFFIXES: [(&str, u128); 17] = [
+    ("TiB", 1 << 40),
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("Ti", 1 << 40),
+    ("Gi", 1 << 30),
+    ("Mi", 1 << 20),
+    ("Ki", 1 << 10),
+    ("TB", 1_000_000_000_000),
+    ("GB", 1_000_000_000),
+    ("MB", 1_000_000),
+    ("kB", 1_000),
+    ("T", 1_000_000_000_000),
+    ("G", 1_000_000_000),
+    ("M", 1_000_000),
+    ("k", 1_000),
+    ("B", 1),
+];
 
 impl Bytes {
-    /// So many mebibytes.
-    pub const fn mib(count: u64) -> Self {
-        Self::new(count.saturating_mul(1 << 20))
+    /// `count` mebibytes.
+    pub const fn mib(count: u32) -> Self {
+        Self((count as u64) << 20)
     }
 
-    /// So many gibibytes.
-    pub const fn gib(count: u64) -> Self {
-        Self::new(count.saturating_mul(1 << 30))
+    /// The exact text: the largest binary unit that divides the value.
+    pub fn canonical(self) -> String {
+        let unit = BYTE_SUFFIXES
+            .iter()
+            .take(4)
+            .find(|(_, factor)| self.0 != 0 && u128::from(self.0) % factor == 0);
+        match unit {
+            Some((suffix, factor)) => format!("{}{suffix}", u128::from(self.0) / factor),
+            None => format!("{}B", self.0),
+        }
     }
 }
 
 impl FromStr for Bytes {
     type Err = UnitError;
-
     fn from_str(text: &str) -> Result<Self, UnitError> {
-        let (digits, factor) = SUFFIXES
+        let trimmed = text.trim();
+        let (number, factor) = BYTE_SUFFIXES
             .iter()
-            .find_map(|(suffix, factor)| text.strip_suffix(suffix).map(|digits| (digits, *factor)))
-            .unwrap_or((text, 1));
-        whole(digits).and_then(|count| count.checked_mul(factor)).map(Self::new).ok_or_else(|| UnitError {
-            text: text.to_owned(),
-            what: "a size in bytes",
-            example: "`512MiB` or `4GiB`",
-        })
+            .find_map(|(suffix, factor)| Some((trimmed.strip_suffix(suffix)?.trim_end(), *factor)))
+            .unwrap_or((trimmed, 1));
+        scaled(number, factor)
+            .and_then(|value| u64::try_from(value).ok())
+            .filter(|value| *value <= Self::MAX.0)
+            .map(Self)
+            .ok_or_else(|| Self::refuse(text.to_owned()))
     }
 }
 
+/// For people: one decimal of the largest binary unit, rounded down so that it never promises more.
 impl fmt::Display for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let exact = SUFFIXES
-            .iter()
-            .find(|(_, factor)| self.get() >= *factor && self.get().is_multiple_of(*factor))
-            .unwrap_or(&("B", 1));
-        write!(f, "{}{}", self.get() / exact.1, exact.0)
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (suffix, shift) in [("TiB", 40_u32), ("GiB", 30), ("MiB", 20), ("KiB", 10)] {
+            if self.0 >> shift > 0 {
+                let tenths = (u128::from(self.0) * 10) >> shift;
+                return match tenths % 10 {
+                    0 => write!(formatter, "{} {suffix}", tenths / 10),
+                    tenth => write!(formatter, "{}.{tenth} {suffix}", tenths / 10),
+                };
+            }
+        }
+        write!(formatter, "{} B", self.0)
     }
 }
 
-impl FromStr for MilliCpu {
-    type Err = UnitError;
+macro_rules! milli {
+    ($name:ident) => {
+        impl $name {
+            /// The exact text: whole numbers bare, everything else in thousandths (`1500m`).
+            pub fn canonical(self) -> String {
+                if self.0 % 1000 == 0 {
+                    (self.0 / 1000).to_string()
+                } else {
+                    format!("{}m", self.0)
+                }
+            }
+        }
 
-    fn from_str(text: &str) -> Result<Self, UnitError> {
-        thousandths(text).map(Self::new).ok_or_else(|| UnitError {
-            text: text.to_owned(),
-            what: "an amount of CPU",
-            example: "`1500m` or `2`",
-        })
-    }
+        impl FromStr for $name {
+            type Err = UnitError;
+            fn from_str(text: &str) -> Result<Self, UnitError> {
+                let trimmed = text.trim();
+                let (number, factor) = match trimmed.strip_suffix('m') {
+                    Some(number) => (number, 1),
+                    None => (trimmed, 1000),
+                };
+                scaled(number, factor)
+                    .and_then(|value| u64::try_from(value).ok())
+                    .filter(|value| *value <= Self::MAX.0)
+                    .map(Self)
+                    .ok_or_else(|| Self::refuse(text.to_owned()))
+            }
+        }
+
+        /// For people: a decimal without trailing zeros.
+        impl fmt::Display for $name {
+            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let fraction = format!("{:03}", self.0 % 1000);
+                match fraction.trim_end_matches('0') {
+                    "" => write!(formatter, "{}", self.0 / 1000),
+                    fraction => write!(formatter, "{}.{fraction}", self.0 / 1000),
+                }
+            }
+        }
+    };
 }
+milli!(MilliCpu);
+milli!(MilliGpu);
 
-impl fmt::Display for MilliCpu {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        print_thousandths(self.get(), f)
-    }
-}
-
-impl FromStr for MilliGpu {
-    type Err = UnitError;
-
-    fn from_str(text: &str) -> Result<Self, UnitError> {
-        thousandths(text).map(Self::new).ok_or_else(|| UnitError {
-            text: text.to_owned(),
-            what: "an amount of GPU",
-            example: "`500m` or `1`",
-        })
-    }
-}
-
-impl fmt::Display for MilliGpu {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        print_thousandths(self.get(), f)
-    }
-}
-
-/// Digits only: no sign, no space, no empty text.
-fn whole(digits: &str) -> Option<u64> {
-    digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
-}
-
-fn thousandths(text: &str) -> Option<u64> {
-    match text.strip_suffix('m') {
-        Some(digits) => whole(digits),
-        None => whole(text)?.checked_mul(1000),
-    }
-}
-
-fn print_thousandths(raw: u64, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    if raw.is_multiple_of(1000) { write!(f, "{}", raw / 1000) } else { write!(f, "{raw}m") }
-}
-
-/// A share of a whole, 0 to 100.
+/// A share of a whole in hundredths of a percent, 0 to 100 %.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Percent(u8);
+pub struct Percent(u32);
 
 impl Percent {
-    /// A share, or nothing above 100.
-    pub const fn new(raw: u8) -> Option<Self> {
-        if raw <= 100 { Some(Self(raw)) } else { None }
+    /// The door: hundredths of a percent, at most 10 000.
+    ///
+    /// # Errors
+    /// The value is above 100 %.
+    pub fn new(hundredths: u32) -> Result<Self, UnitError> {
+        if hundredths > 10_000 {
+            return Err(Self::refuse(&hundredths.to_string()));
+        }
+        Ok(Self(hundredths))
     }
 
-    /// The share, 0 to 100.
-    pub const fn get(self) -> u8 {
+    /// Hundredths of a percent.
+    pub const fn get(self) -> u32 {
         self.0
+    }
+
+    /// This share of an amount, rounded down.
+    pub fn of(self, amount: u64) -> u64 {
+        let share = u128::from(amount) * u128::from(self.0) / 10_000;
+        u64::try_from(share).unwrap_or(amount)
+    }
+
+    fn refuse(given: &str) -> UnitError {
+        UnitError {
+            unit: "percentage",
+            given: given.to_owned(),
+            hint: "write it like 10% or 12.5%, at most 100%",
+        }
+    }
+}
+
+impl FromStr for Percent {
+    type Err = UnitError;
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let number = text.trim().strip_suffix('%').ok_or_else(|| Self::refuse(text))?;
+        scaled(number.trim_end(), 100)
+            .and_then(|value| u32::try_from(value).ok())
+            .filter(|value| *value <= 10_000)
+            .map(Self)
+            .ok_or_else(|| Self::refuse(text))
     }
 }
 
 impl fmt::Display for Percent {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}%", self.0)
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fraction = format!("{:02}", self.0 % 100);
+        match fraction.trim_end_matches('0') {
+            "" => write!(formatter, "{}%", self.0 / 100),
+            fraction => write!(formatter, "{}.{fraction}%", self.0 / 100),
+        }
     }
 }
 
 impl Serialize for Percent {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_u8(self.0)
+        serializer.collect_str(self)
     }
 }
 
 impl<'de> Deserialize<'de> for Percent {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let raw = u8::deserialize(deserializer)?;
-        Self::new(raw).ok_or_else(|| serde::de::Error::custom("a percentage is 0 to 100"))
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
     }
 }
 
-/// Currencies that prices are kept in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum Currency {
-    /// Euro.
-    Eur,
-    /// US dollar.
-    Usd,
-}
+/// A currency by its ISO 4217 code: three capital letters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Currency([u8; 3]);
 
 impl FromStr for Currency {
     type Err = UnitError;
-
     fn from_str(text: &str) -> Result<Self, UnitError> {
-        match text {
-            "EUR" => Ok(Self::Eur),
-            "USD" => Ok(Self::Usd),
-            _ => Err(UnitError { text: text.to_owned(), what: "a currency", example: "`EUR` or `USD`" }),
+        match text.as_bytes() {
+            [a, b, c] if [a, b, c].iter().all(|letter| letter.is_ascii_uppercase()) => Ok(Self([*a, *b, *c])),
+            _ => Err(UnitError {
+                unit: "currency",
+                given: text.to_owned(),
+                hint: "write its ISO code, such as EUR",
+            }),
         }
     }
 }
 
 impl fmt::Display for Currency {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Eur => "EUR",
-            Self::Usd => "USD",
-        })
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0
+            .iter()
+            .try_for_each(|letter| write!(formatter, "{}", char::from(*letter)))
     }
 }
 
-/// An amount of money in millionths of its currency's unit. Text: `12.50 EUR`.
+/// An amount of money in millionths of its currency; negative for credits.
+///
+/// Amounts of different currencies never mix: [`Money::checked_add`] refuses them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Money {
     micros: i64,
@@ -278,33 +376,9 @@ pub struct Money {
 }
 
 impl Money {
-    /// An amount from millionths.
-    pub const fn from_micros(micros: i64, currency: Currency) -> Self {
+    /// The door: millionths of the currency's unit.
+    pub const fn new(micros: i64, currency: Currency) -> Self {
         Self { micros, currency }
-    }
-
-    /// An amount from hundredths.
-    pub const fn from_cents(cents: i64, currency: Currency) -> Self {
-        Self { micros: cents.saturating_mul(10_000), currency }
-    }
-
-    /// Reads `12`, `12.5` or `12.345678`, with a leading `-` for what is owed to us.
-    pub fn parse(amount: &str, currency: Currency) -> Result<Self, UnitError> {
-        let (sign, digits) = amount.strip_prefix('-').map_or((1, amount), |digits| (-1, digits));
-        let (units, fraction) = digits.split_once('.').unwrap_or((digits, "0"));
-        let read = || {
-            if units.is_empty() || fraction.is_empty() || fraction.len() > 6 {
-                return None;
-            }
-            let units = i64::try_from(whole(units)?).ok()?;
-            let fraction = i64::try_from(whole(&format!("{fraction:0<6}"))?).ok()?;
-            units.checked_mul(1_000_000)?.checked_add(fraction)?.checked_mul(sign)
-        };
-        read().map(|micros| Self { micros, currency }).ok_or_else(|| UnitError {
-            text: amount.to_owned(),
-            what: "an amount of money",
-            example: "`12.50`",
-        })
     }
 
     /// Millionths of the currency's unit.
@@ -312,42 +386,63 @@ impl Money {
         self.micros
     }
 
-    /// The currency.
+    /// Its currency.
     pub const fn currency(self) -> Currency {
         self.currency
     }
 
-    /// The sum, or nothing when the currencies differ or the sum is out of range.
+    /// The sum, unless the currencies differ or it overflows.
+    #[must_use]
     pub fn checked_add(self, other: Self) -> Option<Self> {
-        (self.currency == other.currency)
-            .then(|| self.micros.checked_add(other.micros))
-            .flatten()
-            .map(|micros| Self { micros, currency: self.currency })
+        if self.currency != other.currency {
+            return None;
+        }
+        Some(Self {
+            micros: self.micros.checked_add(other.micros)?,
+            currency: self.currency,
+        })
+    }
+
+    fn refuse(given: &str) -> UnitError {
+        UnitError {
+            unit: "amount of money",
+            given: given.to_owned(),
+            hint: "write it like 12.50 EUR",
+        }
     }
 }
 
 impl FromStr for Money {
     type Err = UnitError;
-
     fn from_str(text: &str) -> Result<Self, UnitError> {
-        let wrong = || UnitError {
-            text: text.to_owned(),
-            what: "an amount of money with its currency",
-            example: "`12.50 EUR`",
-        };
-        let (amount, currency) = text.split_once(' ').ok_or_else(wrong)?;
-        Self::parse(amount, currency.parse()?)
+        let refuse = || Self::refuse(text);
+        let (number, currency) = text.trim().split_once(' ').ok_or_else(refuse)?;
+        let currency = currency.trim_start().parse()?;
+        let (sign, number) = number.strip_prefix('-').map_or((1, number), |rest| (-1, rest));
+        let micros = scaled(number, 1_000_000)
+            .and_then(|value| i64::try_from(value).ok())
+            .ok_or_else(refuse)?;
+        Ok(Self {
+            micros: sign * micros,
+            currency,
+        })
     }
 }
 
+/// At least two decimals, more only when they are needed to be exact.
 impl fmt::Display for Money {
-    /// At least two decimals, and as many more as are needed to lose nothing.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sign = if self.micros < 0 { "-" } else { "" };
-        let micros = self.micros.unsigned_abs();
-        let fraction = format!("{:06}", micros % 1_000_000);
-        let short = fraction.trim_end_matches('0');
-        write!(f, "{sign}{}.{short:0<2} {}", micros / 1_000_000, self.currency)
+        let absolute = self.micros.unsigned_abs();
+        let fraction = format!("{:06}", absolute % 1_000_000);
+        let needed = fraction.trim_end_matches('0').len().max(2);
+        write!(
+            formatter,
+            "{sign}{}.{:.needed$} {}",
+            absolute / 1_000_000,
+            fraction,
+            self.currency
+        )
     }
 }
 
@@ -359,7 +454,9 @@ impl Serialize for Money {
 
 impl<'de> Deserialize<'de> for Money {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
     }
 }
 
@@ -369,28 +466,77 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn sizes_read_as_people_write_them() {
-        assert_eq!("4GiB".parse(), Ok(Bytes::gib(4)));
-        assert_eq!("512".parse(), Ok(Bytes::new(512)));
-        for wrong in ["4GB", "4 GiB", "-1", "", "GiB", "4.5GiB", "99999999999TiB"] {
-            assert!(wrong.parse::<Bytes>().is_err(), "{wrong}");
+    fn people_write_memory_in_binary_and_decimal_units() {
+        let bytes = |text: &str| text.parse::<Bytes>().unwrap().get();
+        assert_eq!(bytes("512MiB"), 512 << 20);
+        assert_eq!(bytes("512Mi"), 512 << 20);
+        assert_eq!(bytes("1.5 GiB"), 3 << 29);
+        assert_eq!(bytes("4GB"), 4_000_000_000);
+        assert_eq!(bytes("17"), 17);
+        assert_eq!(bytes("17B"), 17);
+        for wrong in ["", "GiB", "-1", "1.0001B", "1e9", "9999999TiB", "1 2", "1.2.3"] {
+            assert!(wrong.parse::<Bytes>().is_err(), "{wrong:?} was accepted");
         }
     }
 
     #[test]
-    fn cpus_read_whole_and_in_thousandths() {
-        assert_eq!("2".parse(), Ok(MilliCpu::new(2000)));
-        assert_eq!("1500m".parse(), Ok(MilliCpu::new(1500)));
-        assert!("1.5".parse::<MilliCpu>().is_err());
+    fn people_write_cpus_whole_as_a_fraction_or_in_thousandths() {
+        let cpu = |text: &str| text.parse::<MilliCpu>().unwrap().get();
+        assert_eq!((cpu("2"), cpu("0.5"), cpu("250m")), (2000, 500, 250));
+        assert!(
+            "0.0005".parse::<MilliCpu>().is_err(),
+            "half a thousandth would be rounded"
+        );
+        assert_eq!(MilliCpu(1250).to_string(), "1.25");
+    }
+
+    #[test]
+    fn json_takes_text_and_plain_numbers_and_refuses_the_rest_with_a_hint() {
+        assert_eq!(serde_json::from_str::<MilliCpu>("2").unwrap(), MilliCpu(2000));
+        assert_eq!(serde_json::from_str::<MilliCpu>("0.5").unwrap(), MilliCpu(500));
+        assert_eq!(serde_json::from_str::<Bytes>("1024").unwrap(), Bytes(1024));
+        let error = serde_json::from_str::<Bytes>("\"4 apples\"")
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("512MiB"), "{error}");
+        assert!(serde_json::from_str::<MilliGpu>("-1").is_err());
+    }
+
+    #[test]
+    fn a_shown_amount_never_promises_more_than_there_is() {
+        assert_eq!(Bytes((3 << 30) + (300 << 20)).to_string(), "3.2 GiB");
+        assert_eq!(Bytes(1023).to_string(), "1023 B");
+        assert_eq!(Bytes(1 << 30).to_string(), "1 GiB");
+    }
+
+    #[test]
+    fn a_percentage_above_the_whole_is_refused() {
+        assert_eq!("12.5%".parse::<Percent>().unwrap().of(800), 100);
+        assert_eq!("12.5%".parse::<Percent>().unwrap().to_string(), "12.5%");
+        assert!("100.01%".parse::<Percent>().is_err());
+        assert!("12".parse::<Percent>().is_err());
+    }
+
+    #[test]
+    fn money_keeps_its_currency_and_every_millionth() {
+        let money = |text: &str| text.parse::<Money>().unwrap();
+        assert_eq!(money("12.5 EUR").to_string(), "12.50 EUR");
+        assert_eq!(money("-0.000001 USD").micros(), -1);
+        assert_eq!(money("-0.000001 USD").to_string(), "-0.000001 USD");
+        assert!(money("1 EUR").checked_add(money("1 USD")).is_none());
+        assert!("12.5".parse::<Money>().is_err());
     }
 
     proptest! {
         #[test]
-        fn what_is_printed_reads_back(raw in any::<u64>(), micros in any::<i64>()) {
-            prop_assert_eq!(Bytes::new(raw).to_string().parse(), Ok(Bytes::new(raw)));
-            prop_assert_eq!(MilliCpu::new(raw).to_string().parse(), Ok(MilliCpu::new(raw)));
-            let money = Money::from_micros(micros.max(-i64::MAX), Currency::Usd);
-            prop_assert_eq!(money.to_string().parse(), Ok(money));
+        fn what_is_written_reads_back_equal(value in 0_u64..=1 << 60, micros in any::<i32>()) {
+            let bytes = Bytes::new(value).unwrap();
+            prop_assert_eq!(bytes.canonical().parse::<Bytes>().unwrap(), bytes);
+            let cpu = MilliCpu::new(value % 1_000_000_001).unwrap();
+            prop_assert_eq!(cpu.canonical().parse::<MilliCpu>().unwrap(), cpu);
+            prop_assert_eq!(cpu.to_string().parse::<MilliCpu>().unwrap(), cpu);
+            let money = Money::new(i64::from(micros), "EUR".parse().unwrap());
+            prop_assert_eq!(money.to_string().parse::<Money>().unwrap(), money);
         }
     }
 }
