@@ -1,0 +1,104 @@
+//! Sealed sets on their way to the results server: `spool/<set id>/` with one file an object and
+//! `set.json` written last. What has no `set.json` is a half-made set of a killed process.
+
+use crate::results::Results;
+use rackwright_wire::sealed::SealedSet;
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How often the spool is looked at when nobody wakes it.
+const PERIOD: Duration = Duration::from_secs(2);
+
+/// The spool's folder.
+#[derive(Debug, Clone)]
+pub struct Spool {
+    folder: PathBuf,
+}
+
+impl Spool {
+    /// The spool below the data folder.
+    pub fn new(data_dir: &Path) -> Self {
+        Self {
+            folder: data_dir.join("spool"),
+        }
+    }
+
+    /// An empty folder for the set's objects.
+    pub(crate) fn stage(&self, set: &SealedSet) -> std::io::Result<PathBuf> {
+        let staging = self.folder.join(format!("{}.part", set.id()));
+        match std::fs::remove_dir_all(&staging) {
+            Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => return Err(cause),
+            Ok(()) | Err(_) => {}
+        }
+        std::fs::create_dir_all(&staging)?;
+        std::fs::set_permissions(&self.folder, std::fs::Permissions::from_mode(0o700))?;
+        Ok(staging)
+    }
+
+    /// The set exists from here on: its manifest is written last, then the folder gets its name.
+    pub(crate) fn commit(&self, set: &SealedSet, staging: &Path) -> std::io::Result<()> {
+        let text = serde_json::to_vec(set)?;
+        write_durably(&staging.join("set.json"), &text)?;
+        std::fs::rename(staging, self.folder.join(set.id()))?;
+        std::fs::File::open(&self.folder)?.sync_all()
+    }
+
+    /// Sets that are not on the results server yet, oldest id first.
+    pub fn waiting(&self) -> Vec<SealedSet> {
+        let Ok(entries) = std::fs::read_dir(&self.folder) else {
+            return Vec::new();
+        };
+        let mut folders: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+        folders.retain(|path| path.extension().is_none());
+        folders.sort();
+        let read = |path: PathBuf| serde_json::from_slice(&std::fs::read(path.join("set.json")).ok()?).ok();
+        folders.into_iter().filter_map(read).collect()
+    }
+
+    /// Where an object of a waiting set lies.
+    pub(crate) fn object(&self, set: &SealedSet, blake3: &str) -> PathBuf {
+        self.folder.join(set.id()).join(blake3)
+    }
+
+    /// Uploads everything that waits; what fails stays and is reported.
+    pub(crate) async fn upload_once(&self, results: &Results) {
+        for set in self.waiting() {
+            match results.upload(&set, self).await {
+                Ok(()) => {
+                    tracing::info!(set = set.id(), "uploaded");
+                    if let Err(error) = std::fs::remove_dir_all(self.folder.join(set.id())) {
+                        tracing::warn!(set = set.id(), %error, "uploaded, but still in the spool");
+                    }
+                }
+                Err(error) => {
+                    let cause = std::error::Error::source(&error).map(ToString::to_string);
+                    tracing::warn!(set = set.id(), %error, cause, "upload failed, will be tried again");
+                }
+            }
+        }
+    }
+
+    /// Uploads whatever turns up. Never returns.
+    pub async fn upload_forever(&self, results: Results) {
+        let mut tick = tokio::time::interval(PERIOD);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            self.upload_once(&results).await;
+        }
+    }
+}
+
+/// Writes a whole file so that it is there, complete, after a power cut: temp, sync, rename, sync.
+pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    std::fs::create_dir_all(folder)?;
+    let part = path.with_extension("part");
+    let mut file = std::fs::File::create(&part)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&part, path)?;
+    std::fs::File::open(folder)?.sync_all()
+}

@@ -1,0 +1,388 @@
+//! Publish and unpublish: what is mounted for which pod, recorded so that a restart forgets nothing.
+//!
+//! A record `volumes/<volume id>.json` is written before the mount and removed after the unmount, so a
+//! killed plugin can always finish what the kubelet asks again. A dataset's pin is written before its
+//! folder is looked up, so eviction cannot slip in between.
+
+use crate::config::Config;
+use crate::results::{Results, ResultsError};
+use crate::seal::SealError;
+use crate::spool::Spool;
+use crate::work::WorkFolder;
+use rackwright_wire::volume::{SEAL_MARKER, VolumeRequest};
+use rustix::mount::{MountFlags, UnmountFlags};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often live work volumes are looked at for the marker.
+const MARKER_PERIOD: Duration = Duration::from_millis(300);
+/// How long an unpublish waits for sealed sets to reach the results server before it lets the pod go;
+/// the upload goes on behind it.
+const UPLOAD_WAIT: Duration = Duration::from_secs(10);
+
+/// Why a volume could not be published or unpublished.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// The request makes no sense, or asks for a path it must not have.
+    #[error("accept the volume request: {detail}")]
+    BadRequest {
+        /// What is wrong.
+        detail: String,
+    },
+    /// The version is not complete on this node.
+    #[error("mount {dataset}@{version}: this node does not hold it")]
+    NotHere {
+        /// Dataset.
+        dataset: String,
+        /// Version digest.
+        version: String,
+    },
+    /// The kernel refused.
+    #[error("mount at {target}")]
+    Mount {
+        /// Target path.
+        target: PathBuf,
+        /// Why.
+        #[source]
+        cause: std::io::Error,
+    },
+    /// A record, pin or folder could not be written.
+    #[error("keep {path}")]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: std::io::Error,
+    },
+    /// The checkpoint to resume from could not be restored.
+    #[error("restore the checkpoint")]
+    Restore(#[from] ResultsError),
+    /// What the job left could not be sealed.
+    #[error("seal what the job left")]
+    Seal(#[from] SealError),
+}
+
+/// What was published, as kept on disk.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Record {
+    target: PathBuf,
+    request: VolumeRequest,
+}
+
+/// All volumes of this node.
+#[derive(Debug)]
+pub struct Volumes {
+    node: String,
+    data_dir: PathBuf,
+    kubelet_dir: PathBuf,
+    spool: Spool,
+    results: Results,
+    /// One lock a volume: the kubelet may repeat a call while the first still runs.
+    busy: tokio::sync::Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl Volumes {
+    /// The volumes below `config.data_dir`.
+    pub fn new(config: &Config, spool: Spool, results: Results) -> Self {
+        Self {
+            node: config.server.clone(),
+            data_dir: config.data_dir.clone(),
+            kubelet_dir: config.kubelet_dir.clone(),
+            spool,
+            results,
+            busy: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Mounts what `context` asks for at `target`. Repeating a call changes nothing.
+    ///
+    /// # Errors
+    /// [`VolumeError`]; nothing is mounted then.
+    pub async fn publish(
+        &self,
+        volume: &str,
+        target: &Path,
+        context: &HashMap<String, String>,
+    ) -> Result<(), VolumeError> {
+        let request = VolumeRequest::from_attributes(context).map_err(|cause| VolumeError::BadRequest {
+            detail: cause.to_string(),
+        })?;
+        self.check_target(target)?;
+        let lock = self.lock(volume).await?;
+        let _one_at_a_time = lock.lock().await;
+        if is_mounted(target)? {
+            return Ok(());
+        }
+        self.write_record(
+            volume,
+            &Record {
+                target: target.to_owned(),
+                request: request.clone(),
+            },
+        )?;
+        let (source, read_only) = match &request {
+            VolumeRequest::Dataset { dataset, version } => (self.pin(volume, dataset, version)?, true),
+            VolumeRequest::Work { .. } => (self.work_folder(&request).await?, false),
+        };
+        bind(&source, target, read_only)
+    }
+
+    /// Unmounts, seals what a work volume holds, and forgets the volume. Repeating a call changes nothing.
+    ///
+    /// # Errors
+    /// [`VolumeError`]; the kubelet asks again.
+    pub async fn unpublish(&self, volume: &str, target: &Path) -> Result<(), VolumeError> {
+        self.check_target(target)?;
+        let lock = self.lock(volume).await?;
+        let _one_at_a_time = lock.lock().await;
+        unbind(target)?;
+        let Some(record) = self.read_record(volume)? else {
+            return Ok(());
+        };
+        match &record.request {
+            VolumeRequest::Dataset { dataset, version } => remove(&self.pin_path(volume, dataset, version))?,
+            VolumeRequest::Work { .. } => self.close_work(&record.request).await?,
+        }
+        remove(&self.record_path(volume))?;
+        self.busy.lock().await.remove(volume);
+        Ok(())
+    }
+
+    /// Seals live work volumes whenever a job leaves the marker. Never returns.
+    pub async fn watch_markers(self: Arc<Self>) {
+        let mut tick = tokio::time::interval(MARKER_PERIOD);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            for (volume, record) in self.records() {
+                let Some(folder) = WorkFolder::of(&self.data_dir, &record.request) else {
+                    continue;
+                };
+                // The marker goes first: what a job adds while we seal gets a marker of its own.
+                if std::fs::remove_file(folder.path().join(SEAL_MARKER)).is_err() {
+                    continue;
+                }
+                if let Err(error) = self.seal(folder).await {
+                    tracing::warn!(volume, %error, cause = ?std::error::Error::source(&error), "sealing failed");
+                }
+            }
+        }
+    }
+
+    async fn seal(&self, folder: WorkFolder) -> Result<(), VolumeError> {
+        let (node, spool) = (self.node.clone(), self.spool.clone());
+        let sealing = tokio::task::spawn_blocking(move || folder.seal_new(&node, &spool));
+        match sealing.await {
+            Ok(sealed) => Ok(sealed?),
+            Err(cause) => Err(VolumeError::BadRequest {
+                detail: cause.to_string(),
+            }),
+        }
+    }
+
+    async fn close_work(&self, request: &VolumeRequest) -> Result<(), VolumeError> {
+        let Some(folder) = WorkFolder::of(&self.data_dir, request) else {
+            return Ok(());
+        };
+        if !folder.path().exists() {
+            return Ok(());
+        }
+        self.seal(folder.clone()).await?;
+        if tokio::time::timeout(UPLOAD_WAIT, self.spool.upload_once(&self.results))
+            .await
+            .is_err()
+        {
+            tracing::warn!("the results server is slow or away: sealed sets follow later");
+        }
+        folder.remove().map_err(|cause| VolumeError::File {
+            path: folder.path().to_owned(),
+            cause,
+        })
+    }
+
+    async fn work_folder(&self, request: &VolumeRequest) -> Result<PathBuf, VolumeError> {
+        let folder = WorkFolder::of(&self.data_dir, request).ok_or_else(|| VolumeError::BadRequest {
+            detail: "names must be plain labels".to_owned(),
+        })?;
+        folder.create().map_err(|cause| VolumeError::File {
+            path: folder.path().to_owned(),
+            cause,
+        })?;
+        if let VolumeRequest::Work {
+            resume,
+            team,
+            project,
+            ..
+        } = request
+            && !resume.is_empty()
+        {
+            self.results
+                .restore(resume, (team, project), &folder.checkpoints())
+                .await?;
+        }
+        Ok(folder.path().to_owned())
+    }
+
+    /// Writes the pin, then looks: a version that is evicted in between is simply not here.
+    fn pin(&self, volume: &str, dataset: &str, version: &str) -> Result<PathBuf, VolumeError> {
+        for name in [dataset, version] {
+            plain(name)?;
+        }
+        let pin = self.pin_path(volume, dataset, version);
+        let failed = |cause| VolumeError::File {
+            path: pin.clone(),
+            cause,
+        };
+        if let Some(folder) = pin.parent() {
+            std::fs::create_dir_all(folder).map_err(failed)?;
+        }
+        std::fs::File::create(&pin)
+            .and_then(|file| file.sync_all())
+            .map_err(failed)?;
+        let source = self.data_dir.join("versions").join(dataset).join(version);
+        if source.is_dir() {
+            return Ok(source);
+        }
+        remove(&pin)?;
+        Err(VolumeError::NotHere {
+            dataset: dataset.to_owned(),
+            version: version.to_owned(),
+        })
+    }
+
+    fn pin_path(&self, volume: &str, dataset: &str, version: &str) -> PathBuf {
+        self.data_dir
+            .join("pins")
+            .join(dataset)
+            .join(version)
+            .join(volume)
+    }
+
+    fn record_path(&self, volume: &str) -> PathBuf {
+        self.data_dir.join("volumes").join(format!("{volume}.json"))
+    }
+
+    /// The kubelet is trusted, but a path outside its own folder is a mistake that root must not make.
+    fn check_target(&self, target: &Path) -> Result<(), VolumeError> {
+        let plain = target
+            .components()
+            .all(|part| !matches!(part, std::path::Component::ParentDir));
+        if plain && target.starts_with(self.kubelet_dir.join("pods")) {
+            return Ok(());
+        }
+        Err(VolumeError::BadRequest {
+            detail: format!("{} is not in the kubelet's pods", target.display()),
+        })
+    }
+
+    async fn lock(&self, volume: &str) -> Result<Arc<tokio::sync::Mutex<()>>, VolumeError> {
+        plain(volume)?;
+        Ok(Arc::clone(
+            self.busy.lock().await.entry(volume.to_owned()).or_default(),
+        ))
+    }
+
+    fn write_record(&self, volume: &str, record: &Record) -> Result<(), VolumeError> {
+        let path = self.record_path(volume);
+        let text = serde_json::to_vec_pretty(record).unwrap_or_default();
+        crate::spool::write_durably(&path, &text).map_err(|cause| VolumeError::File { path, cause })
+    }
+
+    fn read_record(&self, volume: &str) -> Result<Option<Record>, VolumeError> {
+        let path = self.record_path(volume);
+        match std::fs::read(&path) {
+            Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(cause) => Err(VolumeError::File { path, cause }),
+        }
+    }
+
+    fn records(&self) -> BTreeMap<String, Record> {
+        let Ok(folder) = std::fs::read_dir(self.data_dir.join("volumes")) else {
+            return BTreeMap::new();
+        };
+        let names = folder
+            .flatten()
+            .filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".json")?.to_owned()));
+        names
+            .filter_map(|name| Some((name.clone(), self.read_record(&name).ok()??)))
+            .collect()
+    }
+}
+
+/// Volume ids, dataset names and digests become path parts: letters, digits, `-`, `_` and `.` only.
+fn plain(name: &str) -> Result<(), VolumeError> {
+    let fits = !name.is_empty()
+        && name.len() <= 253
+        && !name.starts_with('.')
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
+    if fits {
+        Ok(())
+    } else {
+        Err(VolumeError::BadRequest {
+            detail: format!("{name:?} is no plain name"),
+        })
+    }
+}
+
+fn bind(source: &Path, target: &Path, read_only: bool) -> Result<(), VolumeError> {
+    let failed = |cause: std::io::Error| VolumeError::Mount {
+        target: target.to_owned(),
+        cause,
+    };
+    std::fs::create_dir_all(target).map_err(failed)?;
+    rustix::mount::mount_bind(source, target).map_err(|cause| failed(cause.into()))?;
+    // A bind mount takes its flags only in a second step; if that fails the first must not stay.
+    let mut flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
+    if read_only {
+        flags |= MountFlags::RDONLY;
+    }
+    rustix::mount::mount_remount(target, flags, "").map_err(|cause| {
+        let _best_effort = rustix::mount::unmount(target, UnmountFlags::DETACH);
+        failed(cause.into())
+    })
+}
+
+fn unbind(target: &Path) -> Result<(), VolumeError> {
+    let failed = |cause: std::io::Error| VolumeError::Mount {
+        target: target.to_owned(),
+        cause,
+    };
+    while is_mounted(target)? {
+        rustix::mount::unmount(target, UnmountFlags::NOFOLLOW).map_err(|cause| failed(cause.into()))?;
+    }
+    match std::fs::remove_dir(target) {
+        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => Err(failed(cause)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Field 5 of `/proc/self/mountinfo` is the mount point, with octal escapes for blanks.
+fn is_mounted(target: &Path) -> Result<bool, VolumeError> {
+    let path = Path::new("/proc/self/mountinfo");
+    let text = std::fs::read_to_string(path).map_err(|cause| VolumeError::File {
+        path: path.to_owned(),
+        cause,
+    })?;
+    let wanted = target.to_string_lossy().replace(' ', "\\040");
+    Ok(text
+        .lines()
+        .any(|line| line.split(' ').nth(4) == Some(wanted.as_str())))
+}
+
+fn remove(path: &Path) -> Result<(), VolumeError> {
+    match std::fs::remove_file(path) {
+        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => Err(VolumeError::File {
+            path: path.to_owned(),
+            cause,
+        }),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
