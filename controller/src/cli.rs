@@ -1,5 +1,7 @@
 //! The command line: one file per area, one exit code per documented outcome.
 
+mod artifacts;
+
 use crate::out::Out;
 use crate::report::Report;
 use clap::{Parser, Subcommand};
@@ -21,6 +23,8 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Have the lock's binaries and images.
+    Artifacts(artifacts::ArtifactsCommand),
     /// Print shell completions.
     Completions {
         /// Which shell.
@@ -46,6 +50,7 @@ impl Cli {
 impl Command {
     async fn run(self, out: Out) -> Result<ExitCode, Report> {
         match self {
+            Self::Artifacts(command) => artifacts::run(command, out).await,
             Self::Completions { shell } => {
                 let mut command = <Cli as clap::CommandFactory>::command();
                 let mut text = Vec::new();
