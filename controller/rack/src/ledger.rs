@@ -1,0 +1,242 @@
+//! The host-key ledger: which key proves which server, and who said so.
+//!
+//! A server is known by its key, never by its address. The ledger answers before any authentication
+//! starts; a key that differs from the pinned one is an alarm, not a question. New keys enter only from
+//! the inventory, from the provider's API, or by an explicit first-use acceptance, which is recorded.
+
+use crate::state::{StateDir, StateError};
+use russh::keys::{HashAlg, PublicKey};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+const FILE: &str = "hosts.toml";
+/// The version of the ledger file that this build writes.
+pub const LEDGER_VERSION: u32 = 1;
+
+/// Who vouched for a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// `ssh.host_key` of the inventory.
+    Inventory,
+    /// The provider's API: the lab.
+    Provider,
+    /// `--accept-new`: the operator took the key that the server showed first.
+    Accepted,
+}
+
+/// One server's pinned key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pin {
+    /// `ssh-ed25519 AAAA…`, without comment.
+    pub key: String,
+    /// Who vouched for it.
+    pub source: Source,
+    /// When it was recorded, RFC 3339.
+    pub recorded: String,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    version: u32,
+    #[serde(default)]
+    hosts: BTreeMap<String, Pin>,
+}
+
+/// The ledger could not be read or a key in it makes no sense.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The file could not be read or written.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The file is no ledger.
+    #[error("read the host-key ledger hosts.toml")]
+    Syntax(#[source] toml::de::Error),
+    /// A newer build wrote the file.
+    #[error("read the host-key ledger hosts.toml: its version is {0}, this build knows {LEDGER_VERSION}")]
+    Version(u32),
+    /// A key does not parse.
+    #[error("read the host key of {server} given by {origin}")]
+    Key {
+        /// The server.
+        server: String,
+        /// Who gave it.
+        origin: &'static str,
+        /// Why.
+        #[source]
+        source: russh::keys::ssh_key::Error,
+    },
+    /// Inventory and ledger name different keys.
+    #[error("trust {server}: the inventory's host key {inventory} is not the recorded one {recorded}")]
+    Contradiction {
+        /// The server.
+        server: String,
+        /// Fingerprint in the inventory.
+        inventory: String,
+        /// Fingerprint in the ledger.
+        recorded: String,
+    },
+}
+
+/// Which key proves which server.
+#[derive(Debug)]
+pub struct HostLedger {
+    state: StateDir,
+    hosts: BTreeMap<String, Pin>,
+}
+
+impl HostLedger {
+    /// Reads the ledger; a missing file is an empty one.
+    pub fn open(state: &StateDir) -> Result<Self, LedgerError> {
+        let file: File = match state.read(FILE)? {
+            Some(text) => toml::from_str(&text).map_err(LedgerError::Syntax)?,
+            None => File {
+                version: LEDGER_VERSION,
+                ..File::default()
+            },
+        };
+        if file.version != LEDGER_VERSION {
+            return Err(LedgerError::Version(file.version));
+        }
+        Ok(Self {
+            state: state.clone(),
+            hosts: file.hosts,
+        })
+    }
+
+    /// The pinned key of a server.
+    pub fn pinned(&self, server: &str) -> Result<Option<PublicKey>, LedgerError> {
+        self.hosts
+            .get(server)
+            .map(|pin| parse(server, "hosts.toml", &pin.key))
+            .transpose()
+    }
+
+    /// Takes the inventory's key. One that contradicts the ledger is refused: somebody must remove
+    /// the recorded key on purpose.
+    pub fn learn_from_inventory(&mut self, server: &str, key: &str, now: &str) -> Result<(), LedgerError> {
+        let given = parse(server, "the inventory", key)?;
+        match self.pinned(server)? {
+            Some(known) if known.key_data() == given.key_data() => Ok(()),
+            Some(known) => Err(LedgerError::Contradiction {
+                server: server.to_owned(),
+                inventory: fingerprint(&given),
+                recorded: fingerprint(&known),
+            }),
+            None => self.record(server, &given, Source::Inventory, now),
+        }
+    }
+
+    /// Takes the provider's key. The provider made the server, so its word replaces an older one: a
+    /// reinstalled server is announced, not guessed.
+    pub fn learn_from_provider(&mut self, server: &str, key: &str, now: &str) -> Result<(), LedgerError> {
+        let given = parse(server, "the provider", key)?;
+        match self.pinned(server)? {
+            Some(known) if known.key_data() == given.key_data() => Ok(()),
+            Some(_) | None => self.record(server, &given, Source::Provider, now),
+        }
+    }
+
+    /// Records the key that a server showed first, because the operator said so.
+    pub fn accept(&mut self, server: &str, key: &PublicKey, now: &str) -> Result<(), LedgerError> {
+        self.record(server, key, Source::Accepted, now)
+    }
+
+    fn record(
+        &mut self,
+        server: &str,
+        key: &PublicKey,
+        source: Source,
+        now: &str,
+    ) -> Result<(), LedgerError> {
+        let bare = PublicKey::from(key.key_data().clone());
+        let text = bare.to_openssh().map_err(|source| LedgerError::Key {
+            server: server.to_owned(),
+            origin: "the server",
+            source,
+        })?;
+        self.hosts.insert(
+            server.to_owned(),
+            Pin {
+                key: text,
+                source,
+                recorded: now.to_owned(),
+            },
+        );
+        let file = File {
+            version: LEDGER_VERSION,
+            hosts: self.hosts.clone(),
+        };
+        // Strings and integers only: TOML can always hold them.
+        let text = toml::to_string(&file).unwrap_or_default();
+        Ok(self.state.write(FILE, &text)?)
+    }
+}
+
+/// The SHA-256 fingerprint, as `ssh-keygen -l` prints it.
+pub fn fingerprint(key: &PublicKey) -> String {
+    key.fingerprint(HashAlg::Sha256).to_string()
+}
+
+fn parse(server: &str, origin: &'static str, key: &str) -> Result<PublicKey, LedgerError> {
+    PublicKey::from_openssh(key.trim()).map_err(|source| LedgerError::Key {
+        server: server.to_owned(),
+        origin,
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use russh::keys::{Algorithm, PrivateKey, key::safe_rng};
+
+    fn key() -> String {
+        let key = PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).unwrap();
+        key.public_key().to_openssh().unwrap()
+    }
+
+    #[test]
+    fn a_recorded_key_survives_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::at(folder.path()).unwrap();
+        let known = key();
+        HostLedger::open(&state)
+            .unwrap()
+            .learn_from_inventory("ml1", &known, "now")
+            .unwrap();
+        let again = HostLedger::open(&state).unwrap().pinned("ml1").unwrap().unwrap();
+        assert_eq!(again.to_openssh().unwrap(), known);
+    }
+
+    #[test]
+    fn an_inventory_that_contradicts_the_ledger_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut ledger = HostLedger::open(&StateDir::at(folder.path()).unwrap()).unwrap();
+        ledger.learn_from_inventory("ml1", &key(), "now").unwrap();
+        let refused = ledger.learn_from_inventory("ml1", &key(), "later");
+        assert!(matches!(refused, Err(LedgerError::Contradiction { .. })));
+    }
+
+    #[test]
+    fn a_provider_may_announce_a_reinstalled_server() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut ledger = HostLedger::open(&StateDir::at(folder.path()).unwrap()).unwrap();
+        ledger.learn_from_provider("ml1", &key(), "now").unwrap();
+        let new = key();
+        ledger.learn_from_provider("ml1", &new, "later").unwrap();
+        assert_eq!(ledger.pinned("ml1").unwrap().unwrap().to_openssh().unwrap(), new);
+    }
+
+    #[test]
+    fn a_key_that_is_none_is_named_with_its_server() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut ledger = HostLedger::open(&StateDir::at(folder.path()).unwrap()).unwrap();
+        let error = ledger
+            .learn_from_inventory("ml1", "ssh-ed25519 nonsense", "now")
+            .unwrap_err();
+        assert!(error.to_string().contains("ml1"), "{error}");
+    }
+}
