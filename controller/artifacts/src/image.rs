@@ -43,7 +43,8 @@ pub(crate) async fn make(
 
 async fn busybox_layer(busybox: &Resolved, layer: PathBuf, watch: Watch<'_>) -> Result<Layer, SourceError> {
     let mut list = Command::new(&busybox.path);
-    list.arg("--list");
+    // The file is called by its hash, and busybox goes by its name.
+    list.arg0("busybox").arg("--list");
     let applets = tool::run(list, "fetch the artifact busybox again", watch).await?;
     let binary = busybox.path.clone();
     let mut layer = blocking(move || layer::busybox(&binary, &applets, &layer)).await?;

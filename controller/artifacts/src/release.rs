@@ -80,7 +80,7 @@ impl Releases {
             }
             SourceError::Download {
                 url: url.clone(),
-                source,
+                source: source.without_url(),
             }
         };
         let mut response = self.client.get(url).send().await.map_err(failed)?;
