@@ -1,3 +1,9 @@
 //! Everything that decides: inventory, playbooks, plans, scheduling, data, cost. No IO.
 
+pub mod finding;
+pub mod inventory;
+pub mod playbook;
+pub mod plan;
+pub mod lint;
 pub mod job;
+pub mod sched;
