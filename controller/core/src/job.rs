@@ -10,6 +10,7 @@
 pub mod action;
 pub mod check;
 pub mod event;
+mod fields;
 pub mod spec;
 
 pub use action::{Action, StopReason};

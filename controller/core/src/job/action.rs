@@ -21,9 +21,10 @@ pub enum Action {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         resume: Option<CheckpointRef>,
     },
-    /// Stop the pod: delete it with its grace period and, when known, its uid as precondition.
-    /// Answered by `AttemptFinished` or `PodGone` (with `uid: None` when there is no such pod).
-    DeletePod {
+    /// End the pod and keep its record until it is archived (law 7): set `activeDeadlineSeconds` to 1, the
+    /// kubelet then ends it as at any deadline, grace period included; delete nothing. Answered by
+    /// `AttemptFinished`, or by `PodGone` with `uid: None` when there is no such pod.
+    StopPod {
         /// The pod.
         pod: PodKey,
         /// Its uid; unknown only when its creation was never confirmed.
@@ -54,7 +55,7 @@ pub enum Action {
         pod: PodKey,
         /// Its uid.
         uid: PodUid,
-        /// Its node cannot confirm any more: grace period 0.
+        /// Its node is gone and cannot confirm: grace period 0.
         force: bool,
     },
     /// The job has ended; its row is complete. Nothing to carry out beyond telling those who watch.
@@ -89,8 +90,6 @@ pub enum StopReason {
     MoneyCap,
     /// A job that it depends on did not succeed.
     Dependency,
-    /// Declared lost before, and seen again.
-    Fenced,
 }
 
 impl StopReason {
@@ -103,7 +102,6 @@ impl StopReason {
             Self::Deadline => Outcome::Deadline,
             Self::MoneyCap => Outcome::MoneyCap,
             Self::Dependency => Outcome::DependencyFailed,
-            Self::Fenced => Outcome::Lost,
         }
     }
 }
@@ -128,7 +126,7 @@ impl fmt::Display for Action {
                     checkpoint.step
                 )
             }
-            Self::DeletePod { pod, why, .. } => write!(formatter, "stop {pod}: {}", why.outcome().as_str()),
+            Self::StopPod { pod, why, .. } => write!(formatter, "stop {pod}: {}", why.outcome().as_str()),
             Self::DeclareLost { pod, node } => write!(formatter, "declare {pod} lost with {node}"),
             Self::Archive { pod, .. } => write!(formatter, "archive {pod}"),
             Self::Prune { pod, .. } => write!(formatter, "prune {pod}"),

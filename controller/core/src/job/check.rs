@@ -3,6 +3,7 @@
 //! Fields are read one by one, so that a wrong unit in one does not hide an unknown key beside it.
 //! Nothing here touches anything: a body with findings changes nothing.
 
+use super::fields::Fields;
 use super::spec::{
     Array, Checkpointing, Class, DEFAULT_MAX_RUN_TIME_S, DEFAULT_PRIORITY, DEFAULT_PROJECT, DatasetRef, Gang,
     JobSpec, Resources, TASK_INDEX_ENV,
@@ -10,8 +11,7 @@ use super::spec::{
 use rackwright_wire::id::{JobName, Project};
 use rackwright_wire::units::{Bytes, MilliCpu, MilliGpu};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -213,14 +213,14 @@ fn check_resources(resources: &Resources, limits: &Limits, findings: &mut Vec<Fi
         ));
     }
     let gpu = resources.gpu.get();
-    if gpu % 1000 != 0 && !limits.gpu_shares {
+    if !gpu.is_multiple_of(1000) && !limits.gpu_shares {
         let hint = "ask for whole GPUs; this cluster does not share them";
         findings.push(Finding::new(
             "resources.gpu",
             format!("{} is not whole", resources.gpu),
             hint,
         ));
-    } else if gpu > 1000 && gpu % 1000 != 0 {
+    } else if gpu > 1000 && !gpu.is_multiple_of(1000) {
         let hint = "ask for whole GPUs, or for a share of one";
         findings.push(Finding::new(
             "resources.gpu",
@@ -344,114 +344,6 @@ fn read_resources(mut fields: Fields<'_>) -> Resources {
     };
     fields.refuse_unknown();
     resources
-}
-
-/// The keys of one JSON object, each read once; the rest is unknown.
-struct Fields<'a> {
-    prefix: String,
-    map: Map<String, Value>,
-    read: Vec<&'static str>,
-    findings: &'a mut Vec<Finding>,
-}
-
-impl<'a> Fields<'a> {
-    fn new(prefix: &str, map: Map<String, Value>, findings: &'a mut Vec<Finding>) -> Self {
-        Self {
-            prefix: prefix.to_owned(),
-            map,
-            read: Vec::new(),
-            findings,
-        }
-    }
-
-    fn path(&self, name: &str) -> String {
-        format!("{}{name}", self.prefix)
-    }
-
-    fn required<T: DeserializeOwned>(&mut self, name: &'static str, hint: &str) -> Option<T> {
-        if !self.map.contains_key(name) {
-            self.read.push(name);
-            self.findings
-                .push(Finding::new(&self.path(name), "is missing", hint));
-            return None;
-        }
-        self.optional(name)
-    }
-
-    /// The value, when it is there and readable; `null` counts as not there.
-    fn optional<T: DeserializeOwned>(&mut self, name: &'static str) -> Option<T> {
-        self.read.push(name);
-        let value = self.map.remove(name).filter(|value| !value.is_null())?;
-        match serde_json::from_value(value) {
-            Ok(value) => Some(value),
-            Err(error) => {
-                self.findings
-                    .push(unreadable(&self.path(name), &error.to_string()));
-                None
-            }
-        }
-    }
-
-    fn object(&mut self, name: &'static str) -> Option<Fields<'_>> {
-        self.read.push(name);
-        let prefix = format!("{}.", self.path(name));
-        match self.map.remove(name).filter(|value| !value.is_null())? {
-            Value::Object(map) => Some(Fields {
-                prefix,
-                map,
-                read: Vec::new(),
-                findings: self.findings,
-            }),
-            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
-                self.findings
-                    .push(unreadable(&self.path(name), "is no JSON object"));
-                None
-            }
-        }
-    }
-
-    fn refuse_unknown(self) {
-        for key in self.map.keys() {
-            let shown: String = key.chars().take(80).collect();
-            let nearest = self.read.iter().min_by_key(|known| distance(known, &shown));
-            let hint = match nearest {
-                Some(known) if distance(known, &shown) <= 3 => format!("did you mean {known:?}?"),
-                _ => format!("known here: {}", self.read.join(", ")),
-            };
-            let field = format!("{}{shown}", self.prefix);
-            self.findings.push(Finding::new(&field, "is no known key", hint));
-        }
-    }
-}
-
-/// Splits `"…: hint"` texts of the unit and id doors, so that the hint stands where hints belong.
-fn unreadable(field: &str, error: &str) -> Finding {
-    match error.split_once(": ") {
-        Some((message, hint)) => Finding::new(field, message, hint),
-        None => Finding::new(field, error, "see the API reference for its form"),
-    }
-}
-
-/// Levenshtein distance in characters.
-fn distance(left: &str, right: &str) -> usize {
-    let right: Vec<char> = right.chars().collect();
-    let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (line, from) in left.chars().enumerate() {
-        let mut diagonal = line;
-        let mut before = line + 1;
-        for (cell, to) in row.iter_mut().skip(1).zip(&right) {
-            let above = *cell;
-            *cell = (diagonal + usize::from(from != *to))
-                .min(above + 1)
-                .min(before + 1);
-            diagonal = above;
-            before = *cell;
-        }
-        if let Some(first) = row.first_mut() {
-            *first = line + 1;
-        }
-    }
-    row.last().copied().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,0 +1,140 @@
+//! The scheduler: a deterministic state machine. Events go in, actions come out; nothing here does IO,
+//! reads a clock or draws a random number.
+//!
+//! - [`Sched::apply`] is the only thing that changes state. [`Sched::decide`] applies what it decides
+//!   as [`Decided`](crate::job::What::Decided) events, so replaying the log gives the same state
+//!   (law 16), whatever the policy of the build that replays it.
+//! - [`Sched::explain`] asks the same predicates ([`fit`]) as `decide` (law 10).
+//! - What can be derived from the state lives in [`index`], can be rebuilt from scratch, and
+//!   [`Sched::sanity_check`] compares.
+//!
+//! Policy: priority, then order of submission; best fit; gangs all or nothing; data locality as a
+//! filter; pods of others counted. What does not fit blocks nobody behind it, until it has waited
+//! [`Config::hold_after_ms`]: then nodes are held for it.
+//!
+//! Modules in the order in which data flows: [`config`], [`state`], [`index`], [`news`], [`apply`], [`attempt`],
+//! [`due`] (what
+//! time brings: stops, losses, archiving, pruning), [`fit`], [`decide`], [`explain`], [`view`].
+
+mod apply;
+mod attempt;
+mod config;
+mod decide;
+mod due;
+mod explain;
+mod fit;
+mod index;
+mod news;
+mod state;
+mod view;
+
+pub use config::Config;
+pub use explain::{Explanation, NodeAnswer, Verdict};
+pub use view::{AttemptView, JobView, NodeView};
+
+use fit::Shape;
+use index::Index;
+use rackwright_wire::id::JobId;
+use serde::{Deserialize, Serialize};
+use state::State;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// The version of [`Snapshot`] that this build writes.
+pub const SNAPSHOT_VERSION: u32 = 1;
+
+/// The scheduler.
+#[derive(Debug)]
+pub struct Sched {
+    config: Config,
+    state: State,
+    index: Index,
+    /// The latest time that an event or a decision brought; never goes back.
+    clock_ms: u64,
+    /// Shapes that found no place since capacity last grew; only saves work, decides nothing.
+    no_place: BTreeSet<Arc<Shape>>,
+    /// Jobs whose view changed since [`Sched::take_changed`]; the view itself when the job was dropped.
+    changed: BTreeMap<JobId, Option<JobView>>,
+}
+
+/// The whole state, so that a restart replays only the log's end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Snapshot {
+    /// [`SNAPSHOT_VERSION`] of the writer.
+    pub version: u32,
+    /// The latest time that it knows.
+    pub clock_ms: u64,
+    state: State,
+}
+
+/// A snapshot that this build cannot read.
+#[derive(Debug, thiserror::Error)]
+#[error("snapshot has version {found}, this build reads {SNAPSHOT_VERSION}")]
+pub struct SnapshotError {
+    /// Its version.
+    pub found: u32,
+}
+
+impl Sched {
+    /// A scheduler that knows nothing yet.
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            state: State::default(),
+            index: Index::default(),
+            clock_ms: 0,
+            no_place: BTreeSet::new(),
+            changed: BTreeMap::new(),
+        }
+    }
+
+    /// The whole state.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            version: SNAPSHOT_VERSION,
+            clock_ms: self.clock_ms,
+            state: self.state.clone(),
+        }
+    }
+
+    /// A scheduler with a snapshot's state. All of its jobs count as changed.
+    ///
+    /// # Errors
+    /// The snapshot has another version.
+    pub fn restore(config: Config, snapshot: Snapshot) -> Result<Self, SnapshotError> {
+        if snapshot.version != SNAPSHOT_VERSION {
+            return Err(SnapshotError {
+                found: snapshot.version,
+            });
+        }
+        let changed = snapshot.state.jobs.keys().map(|job| (*job, None)).collect();
+        let mut sched = Self {
+            config,
+            state: snapshot.state,
+            index: Index::default(),
+            clock_ms: snapshot.clock_ms,
+            no_place: BTreeSet::new(),
+            changed,
+        };
+        sched.index = sched.rebuilt_index();
+        Ok(sched)
+    }
+
+    /// Rebuilds every index from the state and compares, and checks what must hold in every state.
+    ///
+    /// # Errors
+    /// The first difference, in words.
+    pub fn sanity_check(&self) -> Result<(), String> {
+        let rebuilt = self.rebuilt_index();
+        rebuilt.compare(&self.index)?;
+        self.check_jobs()
+    }
+}
+
+#[cfg(test)]
+mod laws;
+#[cfg(test)]
+mod stories;
+#[cfg(test)]
+mod world;

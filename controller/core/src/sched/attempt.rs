@@ -1,0 +1,213 @@
+//! How attempts end, and what becomes of their group: it goes on, is tried again or has ended too.
+//!
+//! A group is what starts together: a gang, or a single task. Its gravest end decides: a failure costs
+//! a retry, a loss or a refusal does not, and what was stopped for good is not tried again.
+
+use super::Sched;
+use super::state::{Live, Retry, pods_of};
+use crate::job::{Outcome, PodState, StopReason};
+use rackwright_wire::id::{JobId, PodKey, PodUid};
+
+/// How an attempt ended.
+pub(super) struct End {
+    pub(super) outcome: Outcome,
+    pub(super) exit_code: Option<i32>,
+    pub(super) reason: String,
+    pub(super) started_at_ms: Option<u64>,
+    pub(super) finished_at_ms: Option<u64>,
+    pub(super) lost: bool,
+    pub(super) gone: bool,
+}
+
+impl End {
+    pub(super) fn of(outcome: Outcome, reason: impl Into<String>) -> Self {
+        Self {
+            outcome,
+            exit_code: None,
+            reason: reason.into(),
+            started_at_ms: None,
+            finished_at_ms: None,
+            lost: false,
+            gone: false,
+        }
+    }
+}
+
+impl Sched {
+    /// An attempt has ended: its room is free, and its group goes on, is retried or has ended too.
+    pub(super) fn end_pod(&mut self, key: PodKey, uid: Option<&PodUid>, end: End) {
+        self.no_place.clear();
+        let now = self.clock_ms;
+        let Some(pod) = self.state.pods.get(&key) else {
+            return;
+        };
+        if !pod.is_live() {
+            // Declared lost before, now seen to have ended: its room is free at last.
+            self.edit_pod(key, |pod| pod.lost = false);
+            return;
+        }
+        let stopped = pod
+            .stop
+            .map(StopReason::outcome)
+            .filter(|_| end.outcome != Outcome::Succeeded);
+        let outcome = stopped.unwrap_or(end.outcome);
+        let finished_at = end
+            .finished_at_ms
+            .unwrap_or(now)
+            .clamp(pod.placed_at_ms, now.max(pod.placed_at_ms));
+        let cost = pod.cost(finished_at);
+        self.edit_pod(key, |pod| {
+            pod.state = PodState::Finished;
+            pod.uid = pod.uid.take().or_else(|| uid.cloned());
+            pod.outcome = Some(outcome);
+            pod.exit_code = end.exit_code;
+            pod.reason = end.reason;
+            pod.started_at_ms = end.started_at_ms.or(pod.started_at_ms);
+            pod.finished_at_ms = Some(finished_at);
+            pod.lost = end.lost;
+            pod.gone = end.gone;
+            pod.asked = None;
+        });
+        if let Some(job) = self.state.jobs.get_mut(&key.job) {
+            job.spent += cost;
+            job.started_at_ms = job.started_at_ms.or(end.started_at_ms);
+            job.finished_at_ms = Some(finished_at);
+        }
+        self.settle(key, outcome);
+        self.touch_job(key.job);
+    }
+
+    /// One member of a group has ended.
+    fn settle(&mut self, key: PodKey, outcome: Outcome) {
+        let Some(job) = self.state.jobs.get_mut(&key.job) else {
+            return;
+        };
+        let group = job.group_of(key.task);
+        let Some(live) = job
+            .live
+            .get_mut(&group)
+            .filter(|live| live.tries.attempts == key.attempt.0)
+        else {
+            return;
+        };
+        live.left = live.left.saturating_sub(1);
+        if outcome != Outcome::Succeeded {
+            live.worst = live.worst.max_by_gravity(outcome);
+        }
+        let live = *live;
+        if live.left == 0 {
+            job.live.remove(&group);
+            self.conclude(key.job, group, live);
+        } else if live.worst.is_some() {
+            let members = job.members(group);
+            for task in members {
+                self.want_stop(PodKey { task, ..key }, StopReason::Gang);
+            }
+        }
+    }
+
+    /// Every member of a group has ended.
+    fn conclude(&mut self, id: JobId, group: u32, live: Live) {
+        let Some(job) = self.state.jobs.get_mut(&id) else {
+            return;
+        };
+        let members = job.record.spec.members();
+        let Some(worst) = live.worst else {
+            job.ended.succeeded += members;
+            return;
+        };
+        if job.stop.is_some() {
+            job.ended.cancelled += members;
+            return;
+        }
+        let mut tries = live.tries;
+        let (again, wait) = match worst {
+            Outcome::Failed => {
+                tries.failures += 1;
+                (
+                    tries.failures <= job.record.spec.retries,
+                    self.config.backoff(tries.failures),
+                )
+            }
+            Outcome::Refused => {
+                tries.refusals += 1;
+                (true, self.config.backoff(tries.refusals))
+            }
+            Outcome::Lost | Outcome::GangStopped => {
+                tries.losses += 1;
+                (
+                    tries.losses <= self.config.lost_limit,
+                    self.config.backoff(tries.losses),
+                )
+            }
+            Outcome::Succeeded
+            | Outcome::Cancelled
+            | Outcome::TimeLimit
+            | Outcome::Deadline
+            | Outcome::MoneyCap
+            | Outcome::DependencyFailed => (false, 0),
+        };
+        if !again {
+            job.ended.failed += members;
+            job.worst.get_or_insert(worst);
+            return;
+        }
+        let retry = Retry {
+            tries,
+            not_before_ms: self.clock_ms.saturating_add(wait),
+        };
+        job.waiting.insert(group, retry);
+        self.index.add_waiting(id, group, retry, self.clock_ms);
+    }
+
+    /// Ends what is left of a job: what waits is cancelled now, what lives is to be stopped.
+    pub(super) fn stop_job(&mut self, id: JobId, why: StopReason) {
+        let Some(job) = self.state.jobs.get_mut(&id).filter(|job| job.stop.is_none()) else {
+            return;
+        };
+        job.stop = Some(why);
+        let members = job.record.spec.members();
+        let waiting = u32::try_from(job.waiting.len()).unwrap_or(u32::MAX);
+        job.ended.cancelled += (job.groups() - job.fresh + waiting) * members;
+        job.fresh = job.groups();
+        for (group, retry) in std::mem::take(&mut job.waiting) {
+            self.index.remove_waiting(id, group, retry);
+        }
+        let pods: Vec<PodKey> = self.state.pods.range(pods_of(id)).map(|(key, _)| *key).collect();
+        for key in pods {
+            self.want_stop(key, why);
+        }
+        self.touch_job(id);
+    }
+
+    fn want_stop(&mut self, key: PodKey, why: StopReason) {
+        if self
+            .state
+            .pods
+            .get(&key)
+            .is_some_and(|pod| pod.is_live() && pod.stop.is_none())
+        {
+            self.edit_pod(key, |pod| pod.stop = Some(why));
+        }
+    }
+}
+
+/// Which of several bad ends decides what becomes of a group.
+trait Gravity {
+    fn max_by_gravity(self, other: Outcome) -> Option<Outcome>;
+}
+
+impl Gravity for Option<Outcome> {
+    fn max_by_gravity(self, other: Outcome) -> Option<Outcome> {
+        let gravity = |outcome: &Outcome| match outcome {
+            Outcome::Succeeded => 0,
+            Outcome::GangStopped => 1,
+            Outcome::Refused => 2,
+            Outcome::Lost => 3,
+            Outcome::Failed => 4,
+            Outcome::Cancelled | Outcome::DependencyFailed | Outcome::Deadline | Outcome::MoneyCap => 5,
+            Outcome::TimeLimit => 6,
+        };
+        self.into_iter().chain([other]).max_by_key(gravity)
+    }
+}

@@ -1,0 +1,155 @@
+//! What time brings: stops, losses, archiving, pruning, deadlines and caps.
+//!
+//! For each pod and each job one function says what is to be done next and when; the index keeps the
+//! times, so that waking up costs nothing for what is not due.
+
+use super::Sched;
+use super::state::{Asked, Node, Pod, pods_of};
+use crate::job::{Action, PodState, StopReason};
+use rackwright_wire::id::{JobId, PodKey};
+
+impl Sched {
+    /// What is to be done next about a pod, and when. `kept` says that it is one of its owner's newest
+    /// failures.
+    pub(super) fn pod_due(&self, key: PodKey, kept: bool) -> Option<(u64, Action)> {
+        let pod = self.state.pods.get(&key)?;
+        match pod.state {
+            PodState::Reserved | PodState::Starting | PodState::Running => self.live_due(key, pod),
+            PodState::Finished if pod.asked == Some(Asked::Archive) => None,
+            PodState::Finished => Some((
+                0,
+                Action::Archive {
+                    pod: key,
+                    uid: pod.uid.clone(),
+                },
+            )),
+            PodState::Archived if pod.asked == Some(Asked::Prune) => None,
+            PodState::Archived => {
+                let uid = pod.uid.clone()?;
+                let force = self
+                    .state
+                    .nodes
+                    .get(&pod.node)
+                    .is_none_or(|node| !node.is_usable());
+                Some((self.prune_at(pod, kept), Action::Prune { pod: key, uid, force }))
+            }
+        }
+    }
+
+    /// A pod whose creation is not answered yet is left alone: if it was declared dead and then
+    /// created after all, it would run beside its successor.
+    fn live_due(&self, key: PodKey, pod: &Pod) -> Option<(u64, Action)> {
+        let uid = pod.uid.clone()?;
+        let stop = |why| Action::StopPod {
+            pod: key,
+            uid: Some(uid.clone()),
+            why,
+        };
+        if let Some(why) = pod.stop
+            && pod.asked != Some(Asked::Stop)
+        {
+            return Some((0, stop(why)));
+        }
+        let lost = self
+            .state
+            .nodes
+            .get(&pod.node)
+            .and_then(|node| node.unready_since_ms)
+            .map(|since| {
+                let at = since
+                    .saturating_add(self.config.lease_ms)
+                    .saturating_add(self.config.lease_grace_ms);
+                (
+                    at,
+                    Action::DeclareLost {
+                        pod: key,
+                        node: pod.node.clone(),
+                    },
+                )
+            });
+        let limit = pod
+            .started_at_ms
+            .filter(|_| pod.stop.is_none())
+            .and_then(|started| {
+                let spec = &self.state.jobs.get(&key.job)?.record.spec;
+                let at = started.saturating_add(spec.max_run_time_s.saturating_mul(1000));
+                Some((at, stop(StopReason::TimeLimit)))
+            });
+        lost.into_iter().chain(limit).min_by_key(|(at, _)| *at)
+    }
+
+    /// When an archived pod may go: at once when nobody will look, after a grace otherwise, much later
+    /// for the newest failures of its owner.
+    fn prune_at(&self, pod: &Pod, kept: bool) -> u64 {
+        let ended = pod.finished_at_ms.unwrap_or_default();
+        if pod.lost {
+            0
+        } else if kept {
+            ended.saturating_add(self.config.kept_failed_ms.max(self.config.prune_grace_ms))
+        } else {
+            ended.saturating_add(self.config.prune_grace_ms)
+        }
+    }
+
+    /// What is to be done next about a job as a whole, and when.
+    pub(super) fn job_due(&self, id: JobId) -> Option<(u64, Action)> {
+        let job = self.state.jobs.get(&id)?;
+        if job.outcome.is_some() {
+            return None;
+        }
+        if job.is_done() {
+            return Some((
+                0,
+                Action::FinishJob {
+                    job: id,
+                    outcome: job.final_outcome(),
+                },
+            ));
+        }
+        if job.stop.is_some() {
+            return None;
+        }
+        let stop = |why| Action::StopJob { job: id, why };
+        if job.doomed {
+            return Some((0, stop(StopReason::Dependency)));
+        }
+        let deadline = job
+            .record
+            .spec
+            .deadline_s
+            .map(|at_s| (at_s.saturating_mul(1000), stop(StopReason::Deadline)));
+        let cap = self.cap_reached_at(id).map(|at| (at, stop(StopReason::MoneyCap)));
+        deadline.into_iter().chain(cap).min_by_key(|(at, _)| *at)
+    }
+
+    /// When the job will have cost its cap, if nothing changes: each live pod costs its rate from its
+    /// placement on, so spent + sum(rate * (t - placed)) = cap is solved for t.
+    fn cap_reached_at(&self, id: JobId) -> Option<u64> {
+        const HOUR_MS: i128 = 3_600_000;
+        let job = self.state.jobs.get(&id)?;
+        let cap = i128::from(job.record.spec.money_cap?.micros()) * HOUR_MS;
+        if job.spent >= cap {
+            return Some(0);
+        }
+        let live = self
+            .state
+            .pods
+            .range(pods_of(id))
+            .filter(|(_, pod)| pod.is_live());
+        let (rate, placed) = live.fold((0_i128, 0_i128), |(rate, placed), (_, pod)| {
+            let own = i128::from(pod.rate_micros);
+            (rate + own, placed + own * i128::from(pod.placed_at_ms))
+        });
+        if rate <= 0 {
+            return None;
+        }
+        u64::try_from((cap - job.spent + placed + rate - 1) / rate).ok()
+    }
+}
+
+impl Node {
+    /// Whether it is there and ready.
+    pub(super) fn is_usable(&self) -> bool {
+        self.facts.ready && !self.gone
+    }
+}
