@@ -13,6 +13,7 @@ pub mod manifest;
 pub mod plan;
 pub mod report;
 pub mod sealed;
+pub mod source;
 pub mod step;
 pub mod units;
 pub mod volume;

@@ -4,8 +4,10 @@
 //! only when every chunk hashed; an older generation is refused; deletes follow only from a signed
 //! complete manifest.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The version of [`Manifest`] that this build writes.
 pub const MANIFEST_VERSION: u32 = 1;
@@ -83,10 +85,93 @@ impl Manifest {
         blake3::hash(&bytes).to_hex().to_string()
     }
 
-    /// Sum of the file sizes in bytes.
+    /// Sum of the file sizes in bytes; saturates, so a hostile manifest cannot wrap it to little.
     pub fn bytes(&self) -> u64 {
-        self.files.iter().map(|file| file.bytes).sum()
+        self.files.iter().fold(0, |sum, file| sum.saturating_add(file.bytes))
     }
+
+    /// Everything that is wrong with the content, one line each; empty when it may touch a disk.
+    pub fn check(&self) -> Vec<String> {
+        let mut findings = Vec::new();
+        if self.version != MANIFEST_VERSION {
+            findings.push(format!("version {} is not {MANIFEST_VERSION}", self.version));
+        }
+        if !is_dns_label(&self.dataset) {
+            findings.push(format!("dataset {:?} is not a DNS label", self.dataset));
+        }
+        findings.extend(check_files(&self.files));
+        let reserved = self.files.iter().any(|file| file.path.split('/').next() == Some(MANIFEST_FILE));
+        if reserved {
+            findings.push(format!("{MANIFEST_FILE} is reserved for the manifest itself"));
+        }
+        let width: u64 = self.columns.iter().map(|column| u64::from(column.width)).sum();
+        if let Some(rows) = self.rows
+            && rows.checked_mul(width) != Some(self.bytes())
+        {
+            findings.push(format!("{rows} rows of {width} bytes are not {} bytes", self.bytes()));
+        }
+        findings
+    }
+}
+
+/// The manifest's own name inside a version's folder, so that a reader of the rows finds the columns.
+pub const MANIFEST_FILE: &str = "manifest.json";
+
+/// Everything that is wrong with a list of files: paths that leave the folder, that repeat or that
+/// would need one name to be both file and folder; hashes that are none; chunk counts off the size.
+pub fn check_files(files: &[File]) -> Vec<String> {
+    let mut findings = Vec::new();
+    let mut names = BTreeSet::new();
+    let mut folders = BTreeSet::new();
+    for file in files {
+        if !is_plain_relative_path(&file.path) {
+            findings.push(format!("path {:?} is not a plain relative path", file.path));
+        }
+        if !names.insert(file.path.as_str()) {
+            findings.push(format!("path {:?} appears twice", file.path));
+        }
+        folders.extend(file.path.match_indices('/').filter_map(|(at, _)| file.path.get(..at)));
+        if !file.chunks.iter().chain([&file.blake3]).all(|hash| is_blake3(hash)) {
+            findings.push(format!("{:?} has a hash that is not 64 hexadecimal digits", file.path));
+        }
+        if file.bytes.div_ceil(CHUNK_BYTES) != u64::try_from(file.chunks.len()).unwrap_or(u64::MAX) {
+            findings.push(format!("{:?}: {} chunks for {} bytes", file.path, file.chunks.len(), file.bytes));
+        }
+    }
+    findings.extend(names.intersection(&folders).map(|path| format!("path {path:?} is file and folder")));
+    findings
+}
+
+/// Whether `text` is the lower-case hexadecimal form of a BLAKE3 hash: the only text that ever
+/// becomes a file name of the content store.
+pub fn is_blake3(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Whether `text` is a DNS label: 1 to 63 of `a-z0-9-`, no dash at either end.
+pub fn is_dns_label(text: &str) -> bool {
+    let plain = text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'));
+    (1..=63).contains(&text.len()) && plain && !text.starts_with('-') && !text.ends_with('-')
+}
+
+/// Whether every part of `path` is an ordinary name: no root, no `..` or `.`, nothing empty, no NUL.
+pub fn is_plain_relative_path(path: &str) -> bool {
+    let plain = |part: &str| !matches!(part, "" | "." | "..") && part.len() <= 255;
+    path.len() <= 1024 && !path.bytes().any(|byte| byte < b' ' || byte == 0x7f) && path.split('/').all(plain)
+}
+
+/// Why a signed manifest is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// The key or the signature is not what it should be, or they do not fit.
+    #[error("verify the manifest's signature")]
+    Signature,
+    /// The signed bytes are no manifest of a version that this build reads.
+    #[error("read the manifest")]
+    Json(#[source] serde_json::Error),
+    /// The content breaks a rule.
+    #[error("accept the manifest: {}", .0.join("; "))]
+    Content(Vec<String>),
 }
 
 /// A manifest as it travels: exact bytes and an Ed25519 signature over them.
@@ -97,6 +182,36 @@ pub struct SignedManifest {
     pub manifest: String,
     /// Ed25519 signature over those bytes, base64.
     pub signature: String,
+}
+
+impl SignedManifest {
+    /// Signs the manifest's compact JSON with the controller's key.
+    ///
+    /// # Errors
+    /// The content breaks a rule: what an agent would refuse is never signed.
+    pub fn sign(manifest: &Manifest, key: &ring::signature::Ed25519KeyPair) -> Result<Self, ManifestError> {
+        let findings = manifest.check();
+        if !findings.is_empty() {
+            return Err(ManifestError::Content(findings));
+        }
+        let manifest = serde_json::to_string(manifest).map_err(ManifestError::Json)?;
+        let signature = STANDARD.encode(key.sign(manifest.as_bytes()));
+        Ok(Self { manifest, signature })
+    }
+
+    /// Verifies the signature with an Ed25519 public key (32 bytes), then reads and checks the content.
+    ///
+    /// # Errors
+    /// Wrong signature, unreadable JSON, or content that breaks a rule (all findings at once).
+    pub fn open(&self, public_key: &[u8]) -> Result<Manifest, ManifestError> {
+        let signature = STANDARD.decode(&self.signature).map_err(|_not_base64| ManifestError::Signature)?;
+        ring::signature::UnparsedPublicKey::new(&ring::signature::ED25519, public_key)
+            .verify(self.manifest.as_bytes(), &signature)
+            .map_err(|_unspecified| ManifestError::Signature)?;
+        let manifest: Manifest = serde_json::from_str(&self.manifest).map_err(ManifestError::Json)?;
+        let findings = manifest.check();
+        if findings.is_empty() { Ok(manifest) } else { Err(ManifestError::Content(findings)) }
+    }
 }
 
 /// What the controller wants one node to hold, pushed to its agent (`PUT /v1/wanted`).

@@ -1,0 +1,320 @@
+//! One server on the data plane: what it holds, what it is wanted to hold, and the loop that closes
+//! the gap.
+
+use crate::config::Config;
+use crate::error::Error;
+use crate::export::Exporter;
+use crate::fetch::{Fetcher, Job, Patience};
+use crate::layout::{hash_of, read_json, write_json};
+use crate::peer::Peers;
+use crate::store::{Store, blocking};
+use crate::wanted::{self, Accepted};
+use rackwright_wire::manifest::{File, Held, HeldVersion, MANIFEST_VERSION, Manifest, Peer, SignedManifest, Wanted};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// A version that could not be completed is tried again after so long, or when the wanted set changes.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// The shared state of the data unit.
+#[derive(Debug)]
+pub struct Node {
+    /// The configuration.
+    pub config: Config,
+    /// The content store.
+    pub store: Arc<Store>,
+    /// Client for other agents.
+    pub peers: Peers,
+    /// Reads the sources on the data server.
+    pub exporter: Exporter,
+    pub(crate) patience: Patience,
+    /// One scrub at a time.
+    pub(crate) scrubbing: tokio::sync::Mutex<()>,
+    wanted: watch::Sender<Option<Arc<Accepted>>>,
+    damaged: tokio::sync::Notify,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Fetches under way or done in this process, by version digest.
+    jobs: HashMap<String, Arc<Job>>,
+    /// Why a version is not complete.
+    blocked: HashMap<String, String>,
+}
+
+/// Scrub counters since this store was made.
+#[derive(Debug, Clone, Copy, Default, serde::Serialize, serde::Deserialize)]
+pub(crate) struct ScrubCounters {
+    pub(crate) found: u64,
+    pub(crate) repaired: u64,
+}
+
+impl Node {
+    /// Opens the store and recalls what was wanted before.
+    ///
+    /// # Errors
+    /// The store is owned by another process, or a file cannot be used.
+    pub fn open(config: Config, patience: Patience) -> Result<Self, Error> {
+        let reserve = config.reserve.map(rackwright_wire::units::Bytes::get);
+        let store = Arc::new(Store::open(&config.data_dir, reserve)?);
+        let peers = Peers::new(&config.tls)?;
+        let exporter = Exporter::new(&config, Arc::clone(&store));
+        let recalled = wanted::recall(store.layout()).unwrap_or_else(|error| {
+            // The controller pushes it again; refusing to start would take the good versions away too.
+            tracing::warn!("{}", error.chain());
+            None
+        });
+        let wanted = watch::Sender::new(recalled.map(Arc::new));
+        let scrubbing = tokio::sync::Mutex::default();
+        Ok(Self { config, store, peers, exporter, patience, scrubbing, wanted, damaged: tokio::sync::Notify::new(), state: Mutex::default() })
+    }
+
+    /// Takes a new wanted set, or refuses it.
+    ///
+    /// # Errors
+    /// It is older than the last one, not signed, or hostile: nothing has changed.
+    pub fn accept(&self, wanted: Wanted) -> Result<Held, Error> {
+        let layout = self.store.layout();
+        let mut outcome = Ok(());
+        self.wanted.send_if_modified(|current| {
+            let key = wanted::pinned_key(layout);
+            let checked = key.and_then(|key| wanted::check(&wanted, key, current.as_deref()));
+            match checked.and_then(|(accepted, new)| {
+                if new {
+                    wanted::remember(layout, &accepted)?;
+                }
+                Ok(new.then_some(accepted))
+            }) {
+                Ok(Some(accepted)) => *current = Some(Arc::new(accepted)),
+                Ok(None) => return false,
+                Err(error) => {
+                    outcome = Err(error);
+                    return false;
+                }
+            }
+            true
+        });
+        outcome?;
+        self.expect_missing();
+        self.held()
+    }
+
+    /// What this node holds and what is under way.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn held(&self) -> Result<Held, Error> {
+        let mut versions: BTreeMap<String, Manifest> = BTreeMap::new();
+        versions.extend(self.store.layout().manifests()?.into_iter().map(|manifest| (manifest.digest(), manifest)));
+        let accepted = self.wanted.borrow().clone();
+        if let Some(accepted) = &accepted {
+            let wanted = accepted.manifests.iter().map(|(_, manifest)| (manifest.digest(), manifest.clone()));
+            versions.extend(wanted);
+        }
+        let mut datasets: BTreeMap<String, Vec<HeldVersion>> = BTreeMap::new();
+        for (digest, manifest) in versions {
+            datasets.entry(manifest.dataset.clone()).or_default().push(self.held_version(digest, &manifest));
+        }
+        for versions in datasets.values_mut() {
+            versions.sort_by_key(|version| version.generation);
+        }
+        let scrub = self.scrub_counters();
+        Ok(Held {
+            version: MANIFEST_VERSION,
+            server: self.config.server.clone(),
+            generation: accepted.map_or(0, |accepted| accepted.wanted.generation),
+            datasets,
+            scrub_found: scrub.found,
+            scrub_repaired: scrub.repaired,
+        })
+    }
+
+    /// Peers of the wanted set, without this server.
+    pub(crate) fn sources(&self) -> Vec<Peer> {
+        let accepted = self.wanted.borrow().clone();
+        let peers = accepted.map(|accepted| accepted.wanted.peers.clone()).unwrap_or_default();
+        peers.into_iter().filter(|peer| peer.server != self.config.server).collect()
+    }
+
+    /// A fetcher into this node's store.
+    pub fn fetcher(&self) -> Fetcher {
+        Fetcher::new(Arc::clone(&self.store), self.peers.clone(), self.config.in_flight, self.patience)
+    }
+
+    /// Closes the gap between wanted and held, whenever one of them changes; never returns.
+    pub async fn run(&self) {
+        let mut changes = self.wanted.subscribe();
+        loop {
+            let accepted = changes.borrow_and_update().clone();
+            let mut settled = true;
+            if let Some(accepted) = accepted {
+                self.expect_missing();
+                settled = self.pass(&accepted, &mut changes).await;
+                if !self.wanted.borrow().as_ref().is_some_and(|now| Arc::ptr_eq(now, &accepted)) {
+                    continue;
+                }
+            }
+            if settled {
+                tokio::select! {
+                    alive = changes.changed() => if alive.is_err() { return },
+                    () = self.damaged.notified() => (),
+                }
+            } else {
+                let _elapsed_or_changed = tokio::time::timeout(RETRY_AFTER, changes.changed()).await;
+            }
+        }
+    }
+
+    /// Something that was complete is not any more.
+    pub(crate) fn look_again(&self) {
+        self.damaged.notify_one();
+    }
+
+    /// One look at every wanted version, smallest first; true when all are complete.
+    async fn pass(&self, accepted: &Accepted, changes: &mut watch::Receiver<Option<Arc<Accepted>>>) -> bool {
+        let mut order: Vec<_> = accepted.manifests.iter().collect();
+        order.sort_by_key(|(_, manifest)| manifest.bytes());
+        let mut settled = true;
+        for (signed, manifest) in order {
+            let digest = manifest.digest();
+            let job = self.job(&digest);
+            job.set_sources(self.sources());
+            let complete = self.complete(accepted, signed, manifest, &job);
+            tokio::pin!(complete);
+            let outcome = loop {
+                tokio::select! {
+                    outcome = &mut complete => break outcome,
+                    // Bytes under way stay under way; only the list of peers is renewed.
+                    Ok(()) = changes.changed() => job.set_sources(self.sources()),
+                }
+            };
+            match outcome {
+                Ok(()) => drop(self.state().blocked.remove(&digest)),
+                Err(error) => {
+                    tracing::warn!(dataset = manifest.dataset, digest, "{}", error.chain());
+                    self.state().blocked.insert(digest, error.chain());
+                    settled = false;
+                }
+            }
+        }
+        settled
+    }
+
+    /// Makes one version complete: room, bytes, links.
+    async fn complete(
+        &self,
+        accepted: &Accepted,
+        signed: &SignedManifest,
+        manifest: &Manifest,
+        job: &Job,
+    ) -> Result<(), Error> {
+        let (store, digest) = (Arc::clone(&self.store), manifest.digest());
+        let (checked, wanted) = (manifest.clone(), accepted.digests());
+        let needed = blocking(move || {
+            let needed = needed_bytes(&store, &checked)?;
+            let removed = store.make_room(needed, &wanted)?;
+            for version in removed {
+                tracing::info!(version, "evicted");
+            }
+            Ok(needed)
+        })
+        .await?;
+        let fetched = needed > 0 || !self.store.layout().has_all(manifest);
+        if fetched {
+            tracing::info!(dataset = manifest.dataset, digest, needed, "fetching");
+            self.fetcher().fetch(&manifest.files, job).await?;
+        }
+        let (store, signed, manifest) = (Arc::clone(&self.store), signed.clone(), manifest.clone());
+        let finished = job.tally().finished;
+        blocking(move || {
+            store.publish(&signed, &manifest)?;
+            if fetched {
+                // An object that a scrub took away may be shared with versions that are not wanted now.
+                store.layout().manifests()?.iter().try_for_each(|other| store.relink(other).map(|_n| ()))?;
+            }
+            store.settle(manifest.files.iter().filter_map(|file| hash_of(&file.blake3).ok()));
+            if finished.is_empty() {
+                return Ok(());
+            }
+            write_json(&store.layout().at("received").join(format!("{digest}.json")), &finished)
+        })
+        .await
+    }
+
+    /// Tells peers that ask for these objects that they are coming.
+    fn expect_missing(&self) {
+        let Some(accepted) = self.wanted.borrow().clone() else { return };
+        let files = accepted.manifests.iter().flat_map(|(_, manifest)| &manifest.files);
+        let hashes = files.filter_map(|file| hash_of(&file.blake3).ok());
+        self.store.expect(hashes.filter(|hash| !self.store.has(*hash)));
+    }
+
+    fn held_version(&self, digest: String, manifest: &Manifest) -> HeldVersion {
+        let complete = self.store.is_complete(manifest);
+        let bytes = if complete { manifest.bytes() } else { self.bytes_here(manifest) };
+        let state = self.state();
+        let fetched = match state.jobs.get(&digest) {
+            Some(job) => job.tally().all,
+            None => self.received_before(&digest),
+        };
+        let blocked = state.blocked.get(&digest).filter(|_| !complete).cloned();
+        drop(state);
+        HeldVersion {
+            generation: manifest.generation,
+            complete,
+            bytes,
+            total_bytes: manifest.bytes(),
+            fetched,
+            pins: self.store.layout().pins(&manifest.dataset, &digest),
+            blocked,
+            digest,
+        }
+    }
+
+    fn bytes_here(&self, manifest: &Manifest) -> u64 {
+        let here = manifest.files.iter().map(|file| {
+            let hash = hash_of(&file.blake3);
+            hash.map_or(0, |hash| if self.store.has(hash) { file.bytes } else { self.store.verified_bytes(hash) })
+        });
+        here.sum()
+    }
+
+    fn job(&self, digest: &str) -> Arc<Job> {
+        if let Some(job) = self.state().jobs.get(digest) {
+            job.forgive();
+            return Arc::clone(job);
+        }
+        let job = Arc::new(Job::new(Vec::new(), self.received_before(digest)));
+        self.state().jobs.insert(digest.to_owned(), Arc::clone(&job));
+        job
+    }
+
+    fn received_before(&self, digest: &str) -> BTreeMap<String, u64> {
+        let path = self.store.layout().at("received").join(format!("{digest}.json"));
+        read_json(&path).unwrap_or_default()
+    }
+
+    pub(crate) fn scrub_counters(&self) -> ScrubCounters {
+        read_json(&self.store.layout().at("scrub.json")).unwrap_or_default()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Bytes that have to be written before a version is whole: partial objects own their space already.
+fn needed_bytes(store: &Store, manifest: &Manifest) -> Result<u64, Error> {
+    let mut seen = std::collections::HashSet::new();
+    let mut needed = 0u64;
+    for File { blake3, bytes, .. } in &manifest.files {
+        let hash = hash_of(blake3)?;
+        if seen.insert(hash) && !store.has(hash) && !store.layout().partial(hash).exists() {
+            needed = needed.saturating_add(*bytes);
+        }
+    }
+    Ok(needed)
+}
