@@ -41,9 +41,20 @@ pub struct Config {
     /// S3 endpoint on this server: source of buckets.
     #[serde(default)]
     pub s3: Option<S3>,
+    /// Loads sealed results into a table of the ClickHouse above: on the results server.
+    #[serde(default)]
+    pub load: Option<Load>,
     /// Where this server's sealed sets go.
     #[serde(default)]
     pub sets: Option<Peer>,
+}
+
+/// Where sealed results are loaded to.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Load {
+    /// `database.table`; both are made when missing.
+    pub table: String,
 }
 
 /// PEM files of the data plane's identity.

@@ -4,7 +4,7 @@
 //! and hashes it ([`export`]); the controller signs what came of it and says what each node should
 //! hold ([`wanted`]); a node ([`node`]) fetches the bytes from its predecessor ([`fetch`], [`peer`])
 //! into the store ([`partial`], [`store`]), makes the version visible ([`version`]), serves it to the
-//! next ([`api`], [`listen`]), keeps what jobs sealed ([`sets`]) and rereads it all now and then
+//! next ([`api`], [`listen`]), keeps what jobs sealed ([`sets`]), loads results into ClickHouse ([`load`]) and rereads it all now and then
 //! ([`scrub`]).
 //!
 //! What must never happen: a version that is visible with a byte that was not hashed; bytes of a
@@ -21,6 +21,7 @@ pub mod fetch;
 pub mod hashing;
 pub mod layout;
 pub mod listen;
+mod load;
 pub mod node;
 pub mod partial;
 pub mod peer;

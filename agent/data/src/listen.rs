@@ -4,6 +4,7 @@ use crate::api::{Api, ClientName, Reporter, router};
 use crate::config::Config;
 use crate::error::Error;
 use crate::fetch::Patience;
+use crate::load;
 use crate::node::Node;
 use crate::tls;
 use axum::Router;
@@ -73,6 +74,7 @@ pub async fn serve(
         () = stop.cancelled() => (),
         () = node.run() => (),
         () = scrub_now_and_then(&node) => (),
+        () = load::run(&node) => (),
         () = connections => (),
     }
     Ok(())
