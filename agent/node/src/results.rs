@@ -5,9 +5,11 @@ use crate::seal::RESTORED_MARK;
 use crate::spool::Spool;
 use rackwright_wire::sealed::SealedSet;
 use reqwest::StatusCode;
+use reqwest::header::CONTENT_LENGTH;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
+use tokio::io::AsyncWriteExt as _;
 
 /// Why the results server could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -107,9 +109,10 @@ impl Results {
                 path: path.clone(),
                 cause,
             };
-            let body = tokio::fs::read(&path).await.map_err(named)?;
+            let body = tokio::fs::File::open(&path).await.map_err(named)?;
             let url = format!("{}/objects/{}", self.base, file.blake3);
-            accepted(&file.path, self.client.put(url).body(body).send().await?).await?;
+            let request = self.client.put(url).header(CONTENT_LENGTH, file.bytes).body(body);
+            accepted(&file.path, request.send().await?).await?;
         }
         let url = format!("{}/sets/{}", self.base, set.id());
         accepted(&set.id(), self.client.put(url).json(set).send().await?).await?;
@@ -182,6 +185,24 @@ impl Results {
         std::fs::write(&mark, id).map_err(named(&mark))?;
         open_to_all(&staging, 0o777).map_err(named(&staging))?;
         std::fs::rename(&staging, &target).map_err(named(&target))
+    }
+
+    /// Streams an object into a file and returns the hash of what came.
+    async fn download(&self, blake3: &str, path: &Path) -> Result<String, ResultsError> {
+        let named = |cause| ResultsError::File {
+            path: path.to_owned(),
+            cause,
+        };
+        let url = format!("{}/objects/{blake3}", self.base);
+        let mut response = accepted(blake3, self.client.get(url).send().await?).await?;
+        let mut file = tokio::fs::File::create(path).await.map_err(named)?;
+        let mut hasher = blake3::Hasher::new();
+        while let Some(block) = response.chunk().await? {
+            hasher.update(&block);
+            file.write_all(&block).await.map_err(named)?;
+        }
+        file.sync_all().await.map_err(named)?;
+        Ok(hasher.finalize().to_hex().to_string())
     }
 }
 

@@ -157,7 +157,7 @@ fn copy(mut from: std::fs::File, path: &Path, staging: &Path) -> std::io::Result
         }
         bytes += read.len() as u64;
     }
-    if in_chunk > 0 || bytes == 0 {
+    if in_chunk > 0 {
         chunks.push(chunk.finalize().to_hex().to_string());
     }
     to.sync_all()?;

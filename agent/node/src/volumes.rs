@@ -145,7 +145,7 @@ impl Volumes {
             return Ok(());
         };
         match &record.request {
-            VolumeRequest::Dataset { dataset, version } => remove(&self.pin_path(volume, dataset, version))?,
+            VolumeRequest::Dataset { version, .. } => remove(&self.pin_path(volume, version))?,
             VolumeRequest::Work { .. } => self.close_work(&record.request).await?,
         }
         remove(&self.record_path(volume))?;
@@ -233,7 +233,7 @@ impl Volumes {
         for name in [dataset, version] {
             plain(name)?;
         }
-        let pin = self.pin_path(volume, dataset, version);
+        let pin = self.pin_path(volume, version);
         let failed = |cause| VolumeError::File {
             path: pin.clone(),
             cause,
@@ -255,7 +255,7 @@ impl Volumes {
         })
     }
 
-    fn pin_path(&self, volume: &str, dataset: &str, version: &str) -> PathBuf {
+    fn pin_path(&self, volume: &str, version: &str) -> PathBuf {
         self.data_dir
             .join("pins")
             .join(dataset)
