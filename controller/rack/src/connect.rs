@@ -247,7 +247,7 @@ impl Rack {
     }
 
     async fn attempt(&self, target: &Target, via: Option<Arc<Session>>) -> Result<Session, ConnectError> {
-        let trust = self.trust(&target.server)?;
+        let trust = self.trust(&target.server);
         let opened = match &via {
             None => {
                 let stream = tcp(target).await?;
@@ -275,17 +275,18 @@ impl Rack {
         Ok(opened.session)
     }
 
-    fn trust(&self, server: &str) -> Result<Trust, ConnectError> {
+    fn trust(&self, server: &str) -> Trust {
         let pinned = self
             .ledger
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .pinned(server)?;
-        Ok(match (pinned, self.first_use) {
+            .pinned(server)
+            .cloned();
+        match (pinned, self.first_use) {
             (Some(key), _) => Trust::Pinned(key),
             (None, FirstUse::Accept) => Trust::AcceptNew,
             (None, FirstUse::Refuse) => Trust::Unknown,
-        })
+        }
     }
 }
 

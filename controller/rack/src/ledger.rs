@@ -29,12 +29,22 @@ pub enum Source {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pin {
-    /// `ssh-ed25519 AAAA…`, without comment.
-    pub key: String,
+    /// SHA-256 fingerprint, as `ssh-keygen -l` prints it.
+    pub fingerprint: String,
+    /// Such as `ssh-ed25519`; unknown when only a fingerprint was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub algorithm: Option<String>,
     /// Who vouched for it.
     pub source: Source,
     /// When it was recorded, RFC 3339.
     pub recorded: String,
+}
+
+impl Pin {
+    /// Whether this is the key.
+    pub fn fits(&self, key: &PublicKey) -> bool {
+        self.fingerprint == fingerprint(key)
+    }
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -58,15 +68,12 @@ pub enum LedgerError {
     #[error("read the host-key ledger hosts.toml: its version is {0}, this build knows {LEDGER_VERSION}")]
     Version(u32),
     /// A key does not parse.
-    #[error("read the host key of {server} given by {origin}")]
+    #[error("read the host key of {server} given by {origin}: it is neither SHA256:… nor a public key")]
     Key {
         /// The server.
         server: String,
         /// Who gave it.
         origin: &'static str,
-        /// Why.
-        #[source]
-        source: russh::keys::ssh_key::Error,
     },
     /// Inventory and ledger name different keys.
     #[error("trust {server}: the inventory's host key {inventory} is not the recorded one {recorded}")]
@@ -107,64 +114,42 @@ impl HostLedger {
     }
 
     /// The pinned key of a server.
-    pub fn pinned(&self, server: &str) -> Result<Option<PublicKey>, LedgerError> {
-        self.hosts
-            .get(server)
-            .map(|pin| parse(server, "hosts.toml", &pin.key))
-            .transpose()
+    pub fn pinned(&self, server: &str) -> Option<&Pin> {
+        self.hosts.get(server)
     }
 
-    /// Takes the inventory's key. One that contradicts the ledger is refused: somebody must remove
+    /// Takes the inventory's fingerprint. One that contradicts the ledger is refused: somebody must remove
     /// the recorded key on purpose.
     pub fn learn_from_inventory(&mut self, server: &str, key: &str, now: &str) -> Result<(), LedgerError> {
-        let given = parse(server, "the inventory", key)?;
-        match self.pinned(server)? {
-            Some(known) if known.key_data() == given.key_data() => Ok(()),
+        let given = parse(server, "the inventory", key, Source::Inventory, now)?;
+        match self.pinned(server) {
+            Some(known) if known.fingerprint == given.fingerprint => Ok(()),
             Some(known) => Err(LedgerError::Contradiction {
                 server: server.to_owned(),
-                inventory: fingerprint(&given),
-                recorded: fingerprint(&known),
+                inventory: given.fingerprint,
+                recorded: known.fingerprint.clone(),
             }),
-            None => self.record(server, &given, Source::Inventory, now),
+            None => self.record(server, given),
         }
     }
 
     /// Takes the provider's key. The provider made the server, so its word replaces an older one: a
     /// reinstalled server is announced, not guessed.
     pub fn learn_from_provider(&mut self, server: &str, key: &str, now: &str) -> Result<(), LedgerError> {
-        let given = parse(server, "the provider", key)?;
-        match self.pinned(server)? {
-            Some(known) if known.key_data() == given.key_data() => Ok(()),
-            Some(_) | None => self.record(server, &given, Source::Provider, now),
+        let given = parse(server, "the provider", key, Source::Provider, now)?;
+        match self.pinned(server) {
+            Some(known) if known.fingerprint == given.fingerprint => Ok(()),
+            Some(_) | None => self.record(server, given),
         }
     }
 
     /// Records the key that a server showed first, because the operator said so.
     pub fn accept(&mut self, server: &str, key: &PublicKey, now: &str) -> Result<(), LedgerError> {
-        self.record(server, key, Source::Accepted, now)
+        self.record(server, pin(key, Source::Accepted, now))
     }
 
-    fn record(
-        &mut self,
-        server: &str,
-        key: &PublicKey,
-        source: Source,
-        now: &str,
-    ) -> Result<(), LedgerError> {
-        let bare = PublicKey::from(key.key_data().clone());
-        let text = bare.to_openssh().map_err(|source| LedgerError::Key {
-            server: server.to_owned(),
-            origin: "the server",
-            source,
-        })?;
-        self.hosts.insert(
-            server.to_owned(),
-            Pin {
-                key: text,
-                source,
-                recorded: now.to_owned(),
-            },
-        );
+    fn record(&mut self, server: &str, pin: Pin) -> Result<(), LedgerError> {
+        self.hosts.insert(server.to_owned(), pin);
         let file = File {
             version: LEDGER_VERSION,
             hosts: self.hosts.clone(),
@@ -180,11 +165,41 @@ pub fn fingerprint(key: &PublicKey) -> String {
     key.fingerprint(HashAlg::Sha256).to_string()
 }
 
-fn parse(server: &str, origin: &'static str, key: &str) -> Result<PublicKey, LedgerError> {
-    PublicKey::from_openssh(key.trim()).map_err(|source| LedgerError::Key {
+fn pin(key: &PublicKey, source: Source, now: &str) -> Pin {
+    let algorithm = Some(key.algorithm().to_string());
+    Pin {
+        fingerprint: fingerprint(key),
+        algorithm,
+        source,
+        recorded: now.to_owned(),
+    }
+}
+
+fn parse(
+    server: &str,
+    origin: &'static str,
+    key: &str,
+    source: Source,
+    now: &str,
+) -> Result<Pin, LedgerError> {
+    let key = key.trim();
+    if let Some(rest) = key.strip_prefix("SHA256:") {
+        // 32 bytes in base64 without padding.
+        if rest.len() == 43 {
+            let recorded = now.to_owned();
+            return Ok(Pin {
+                fingerprint: key.to_owned(),
+                algorithm: None,
+                source,
+                recorded,
+            });
+        }
+    } else if let Ok(key) = PublicKey::from_openssh(key) {
+        return Ok(pin(&key, source, now));
+    }
+    Err(LedgerError::Key {
         server: server.to_owned(),
         origin,
-        source,
     })
 }
 
@@ -193,9 +208,11 @@ mod tests {
     use super::*;
     use russh::keys::{Algorithm, PrivateKey, key::safe_rng};
 
-    fn key() -> String {
-        let key = PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).unwrap();
-        key.public_key().to_openssh().unwrap()
+    fn key() -> PublicKey {
+        PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519)
+            .unwrap()
+            .public_key()
+            .clone()
     }
 
     #[test]
@@ -205,18 +222,21 @@ mod tests {
         let known = key();
         HostLedger::open(&state)
             .unwrap()
-            .learn_from_inventory("ml1", &known, "now")
+            .learn_from_inventory("ml1", &fingerprint(&known), "now")
             .unwrap();
-        let again = HostLedger::open(&state).unwrap().pinned("ml1").unwrap().unwrap();
-        assert_eq!(again.to_openssh().unwrap(), known);
+        let again = HostLedger::open(&state).unwrap();
+        assert!(again.pinned("ml1").unwrap().fits(&known));
+        assert!(!again.pinned("ml1").unwrap().fits(&key()));
     }
 
     #[test]
     fn an_inventory_that_contradicts_the_ledger_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let mut ledger = HostLedger::open(&StateDir::at(folder.path()).unwrap()).unwrap();
-        ledger.learn_from_inventory("ml1", &key(), "now").unwrap();
-        let refused = ledger.learn_from_inventory("ml1", &key(), "later");
+        ledger
+            .learn_from_inventory("ml1", &fingerprint(&key()), "now")
+            .unwrap();
+        let refused = ledger.learn_from_inventory("ml1", &fingerprint(&key()), "later");
         assert!(matches!(refused, Err(LedgerError::Contradiction { .. })));
     }
 
@@ -224,19 +244,23 @@ mod tests {
     fn a_provider_may_announce_a_reinstalled_server() {
         let folder = tempfile::tempdir().unwrap();
         let mut ledger = HostLedger::open(&StateDir::at(folder.path()).unwrap()).unwrap();
-        ledger.learn_from_provider("ml1", &key(), "now").unwrap();
+        ledger
+            .learn_from_provider("ml1", &key().to_openssh().unwrap(), "now")
+            .unwrap();
         let new = key();
-        ledger.learn_from_provider("ml1", &new, "later").unwrap();
-        assert_eq!(ledger.pinned("ml1").unwrap().unwrap().to_openssh().unwrap(), new);
+        ledger
+            .learn_from_provider("ml1", &new.to_openssh().unwrap(), "later")
+            .unwrap();
+        assert!(ledger.pinned("ml1").unwrap().fits(&new));
     }
 
     #[test]
     fn a_key_that_is_none_is_named_with_its_server() {
         let folder = tempfile::tempdir().unwrap();
         let mut ledger = HostLedger::open(&StateDir::at(folder.path()).unwrap()).unwrap();
-        let error = ledger
-            .learn_from_inventory("ml1", "ssh-ed25519 nonsense", "now")
-            .unwrap_err();
-        assert!(error.to_string().contains("ml1"), "{error}");
+        for wrong in ["ssh-ed25519 nonsense", "SHA256:short", ""] {
+            let error = ledger.learn_from_inventory("ml1", wrong, "now").unwrap_err();
+            assert!(error.to_string().contains("ml1"), "{error}");
+        }
     }
 }

@@ -2,30 +2,43 @@
 //!
 //! In the order in which an apply flows: the operator's folder ([`state`]), who a server is
 //! ([`ledger`]) and what we log in with ([`credential`]), how fast ([`ramp`]), the connection
-//! ([`connect`], [`session`], [`process`], [`forward`]), the agent on the other end ([`agent`]), the
-//! authorities that certify its keys ([`pki`], [`csr`]) and the state machine that follows a run
-//! ([`follow`]).
+//! ([`connect`], [`session`], [`process`], [`forward`]) and the agent on the other end ([`agent`]).
+//! Then what differs ([`survey`], [`preflight`], [`saved`]), whether it may run ([`resume`]), the run
+//! itself ([`apply`], [`follow`], [`uploads`], [`progress`]) with what it asks for: certificates ([`pki`],
+//! [`csr`]) and states of several servers ([`conditions`], [`probe`]). Last the cluster's own objects
+//! ([`objects`], [`cluster`]).
 
 pub mod state;
 
-pub mod ledger;
-
 pub mod credential;
+pub mod ledger;
 
 pub mod ramp;
 
-pub mod session;
-
-pub mod process;
-
 pub mod connect;
-
 pub mod forward;
+pub mod process;
+pub mod session;
 
 pub mod agent;
 
-pub mod csr;
+pub mod preflight;
+pub mod survey;
 
+pub mod resume;
+pub mod saved;
+
+pub mod apply;
+mod converse;
+pub mod follow;
+pub mod progress;
+pub mod uploads;
+
+pub mod csr;
 pub mod pki;
 
-pub mod follow;
+pub mod conditions;
+pub mod probe;
+
+pub mod cluster;
+pub mod objects;

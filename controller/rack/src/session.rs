@@ -1,12 +1,12 @@
 //! One SSH connection to one server: pinned before it authenticates, multiplexed afterwards.
 
 use crate::credential::Credential;
-use crate::ledger::fingerprint;
+use crate::ledger::{Pin, fingerprint};
 use crate::process::Process;
 use russh::client::{self, AuthResult, Handle};
 use russh::keys::agent::AgentIdentity;
 use russh::keys::agent::client::AgentClient;
-use russh::keys::{PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
+use russh::keys::{Algorithm, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
 use russh::{ChannelStream, cipher};
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -114,7 +114,7 @@ pub enum OpenError {
 #[derive(Debug, Clone)]
 pub enum Trust {
     /// Exactly this one.
-    Pinned(PublicKey),
+    Pinned(Pin),
     /// Whatever comes first; it is in [`Opened::accepted`] afterwards.
     AcceptNew,
     /// None is known: stop and show it.
@@ -165,10 +165,10 @@ impl client::Handler for Pinned {
         };
         *self.presented.lock().unwrap_or_else(PoisonError::into_inner) = Some(presented.clone());
         match &self.trust {
-            Trust::Pinned(pinned) if pinned.key_data() == presented.key_data() => Ok(true),
+            Trust::Pinned(pinned) if pinned.fits(&presented) => Ok(true),
             Trust::Pinned(pinned) => Err(HandshakeError::Key(OpenError::HostKeyChanged {
                 presented: fingerprint(&presented),
-                pinned: fingerprint(pinned),
+                pinned: pinned.fingerprint.clone(),
             })),
             Trust::AcceptNew => Ok(true),
             Trust::Unknown => Err(HandshakeError::Key(OpenError::HostKeyUnknown {
@@ -356,9 +356,15 @@ fn config_for(trust: &Trust) -> client::Config {
         ]),
         ..russh::Preferred::default()
     };
-    if let Trust::Pinned(key) = trust {
-        // Ask for the kind of key that is pinned, or a server with several shows another one.
-        preferred.key = Cow::Owned(vec![key.algorithm()]);
+    // Ask for the kind of key that is pinned, or a server with several shows another one. Where only a
+    // fingerprint is known, it is the Ed25519 key's: that one is asked for first.
+    if let Trust::Pinned(Pin {
+        algorithm: Some(name),
+        ..
+    }) = trust
+        && let Ok(algorithm) = Algorithm::new(name)
+    {
+        preferred.key = Cow::Owned(vec![algorithm]);
     }
     client::Config {
         preferred,

@@ -1,11 +1,12 @@
 //! Connections against real SSH servers that run inside the test.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop here")]
 
 mod sshd;
 
 use rackwright_rack::connect::{ConnectError, FirstUse, Rack, Target};
 use rackwright_rack::credential::Credential;
 use rackwright_rack::forward::Forward;
-use rackwright_rack::ledger::HostLedger;
+use rackwright_rack::ledger::{HostLedger, fingerprint};
 use rackwright_rack::ramp::Patience;
 use rackwright_rack::session::OpenError;
 use rackwright_rack::state::StateDir;
@@ -47,7 +48,7 @@ impl Place {
     fn pin(&self, server: &str, key: &PublicKey) {
         let mut ledger = HostLedger::open(&self.state).unwrap();
         ledger
-            .learn_from_inventory(server, &key.to_openssh().unwrap(), "now")
+            .learn_from_inventory(server, &fingerprint(key), "now")
             .unwrap();
     }
 

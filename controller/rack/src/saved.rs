@@ -1,0 +1,182 @@
+//! Plans on disk: `plans/<generation>.json`, and beside it what came of it. A plan without an outcome is
+//! pending: `apply` takes it, and takes it again after a kill.
+
+use crate::follow::Failure;
+use crate::state::{StateDir, StateError};
+use rackwright_core::plan::{Outcome, Plan};
+use rackwright_wire::step::Difference;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// A plan as it is saved: the servers' part and the cluster objects'.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Saved {
+    /// What servers must do.
+    pub plan: Plan,
+    /// What differs in the cluster's own objects.
+    pub objects: Vec<Difference>,
+}
+
+/// How one server came out of an apply.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum ServerOutcome {
+    /// Nothing differed.
+    Unchanged,
+    /// Everything is as planned now.
+    Done {
+        /// Steps that changed something.
+        changed: u32,
+    },
+    /// Steps failed.
+    Failed {
+        /// Steps that changed something.
+        changed: u32,
+        /// The failures.
+        failures: Vec<Failure>,
+    },
+    /// It did not answer, or stopped answering.
+    Absent {
+        /// Why.
+        reason: String,
+    },
+    /// A host key stopped us before login.
+    Untrusted {
+        /// Why.
+        reason: String,
+    },
+    /// The plan does not fit the server any more; nothing was touched.
+    Refused {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl ServerOutcome {
+    /// For the rule "N of M".
+    pub fn judged(&self) -> Outcome {
+        match self {
+            Self::Unchanged | Self::Done { .. } => Outcome::Done,
+            Self::Failed { .. } | Self::Refused { .. } => Outcome::Failed,
+            Self::Absent { .. } | Self::Untrusted { .. } => Outcome::Absent,
+        }
+    }
+
+    /// Steps that changed something.
+    pub fn changed(&self) -> u32 {
+        match self {
+            Self::Done { changed } | Self::Failed { changed, .. } => *changed,
+            Self::Unchanged | Self::Absent { .. } | Self::Untrusted { .. } | Self::Refused { .. } => 0,
+        }
+    }
+}
+
+/// A saved plan could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SavedError {
+    /// The file could not be read or written.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The file is no plan of this build.
+    #[error("read the saved plan {file}")]
+    Syntax {
+        /// Of the file, in the state folder.
+        file: String,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// The generation of the newest plan that was ever saved; 0 for none.
+pub fn newest_generation(state: &StateDir) -> Result<u64, SavedError> {
+    Ok(generations(state)?.keys().next_back().copied().unwrap_or(0))
+}
+
+/// Saves a plan. It becomes the pending one.
+pub fn save(state: &StateDir, saved: &Saved) -> Result<(), SavedError> {
+    let text = serde_json::to_string_pretty(saved).unwrap_or_default();
+    Ok(state.write(&plan_file(saved.plan.generation), &text)?)
+}
+
+/// The newest plan, if no outcome of it is recorded.
+pub fn pending(state: &StateDir) -> Result<Option<Saved>, SavedError> {
+    let generations = generations(state)?;
+    let Some((generation, false)) = generations.last_key_value().map(|(at, over)| (*at, *over)) else {
+        return Ok(None);
+    };
+    let file = plan_file(generation);
+    let Some(text) = state.read(&file)? else {
+        return Ok(None);
+    };
+    serde_json::from_str(&text)
+        .map(Some)
+        .map_err(|source| SavedError::Syntax { file, source })
+}
+
+/// Records what came of a plan: it is not pending any more.
+pub fn conclude(
+    state: &StateDir,
+    generation: u64,
+    outcomes: &BTreeMap<String, ServerOutcome>,
+) -> Result<(), SavedError> {
+    let text = serde_json::to_string_pretty(outcomes).unwrap_or_default();
+    Ok(state.write(&format!("plans/{generation:06}.outcome.json"), &text)?)
+}
+
+fn plan_file(generation: u64) -> String {
+    format!("plans/{generation:06}.json")
+}
+
+/// Generation to whether its outcome is recorded.
+fn generations(state: &StateDir) -> Result<BTreeMap<u64, bool>, SavedError> {
+    let mut found = BTreeMap::new();
+    for name in state.list("plans")? {
+        if let Some(generation) = name
+            .strip_suffix(".outcome.json")
+            .and_then(|stem| stem.parse().ok())
+        {
+            found.insert(generation, true);
+        } else if let Some(generation) = name.strip_suffix(".json").and_then(|stem| stem.parse().ok()) {
+            found.entry(generation).or_insert(false);
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(generation: u64) -> Saved {
+        let plan = Plan {
+            version: 1,
+            id: "x".to_owned(),
+            cluster: "lab".to_owned(),
+            generation,
+            servers: Vec::new(),
+            absent: Vec::new(),
+        };
+        Saved {
+            plan,
+            objects: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_plan_is_pending_until_its_outcome_is_recorded() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::at(folder.path()).unwrap();
+        assert_eq!(pending(&state).unwrap(), None);
+        save(&state, &plan(9)).unwrap();
+        save(&state, &plan(10)).unwrap();
+        assert_eq!(newest_generation(&state).unwrap(), 10);
+        assert_eq!(pending(&state).unwrap(), Some(plan(10)));
+        // A controller that was killed here finds the same plan again.
+        assert_eq!(pending(&state).unwrap(), Some(plan(10)));
+        conclude(&state, 10, &BTreeMap::new()).unwrap();
+        assert_eq!(pending(&state).unwrap(), None, "an older plan never comes back");
+        assert_eq!(newest_generation(&state).unwrap(), 10);
+    }
+}

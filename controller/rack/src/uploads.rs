@@ -1,0 +1,140 @@
+//! Artifacts on their way to one server, while its other steps already run.
+//!
+//! Sent in the order in which the plan needs them, a few at once: one connection has one key stream, so
+//! more would only make the first arrive later.
+
+use crate::agent::Agent;
+use crate::survey::LocalArtifact;
+use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Artifacts at once to one server.
+const AT_ONCE: usize = 2;
+
+/// The artifacts of this machine by hash.
+pub type Shelf = Arc<BTreeMap<String, LocalArtifact>>;
+
+/// What is sent, was sent and could not be sent to one server.
+pub(crate) struct Uploads {
+    shelf: Shelf,
+    queue: VecDeque<String>,
+    running: FuturesUnordered<BoxFuture<'static, Ended>>,
+    in_flight: BTreeSet<String>,
+    arrived: BTreeSet<String>,
+}
+
+/// One upload that ended.
+pub(crate) struct Ended {
+    pub(crate) sha256: String,
+    pub(crate) name: String,
+    pub(crate) took_ms: u64,
+    /// The reason when it failed, and whether the connection was why.
+    pub(crate) result: Result<(), (String, bool)>,
+}
+
+/// What is known about an artifact that a step waits for.
+pub(crate) enum Known {
+    /// It is there.
+    Arrived,
+    /// It is or will be on its way.
+    Coming,
+    /// This machine does not have it.
+    Unknown,
+}
+
+impl Uploads {
+    /// Queues artifacts in this order.
+    pub(crate) fn new(shelf: &Shelf, wanted: impl IntoIterator<Item = String>) -> Self {
+        let mut uploads = Self {
+            shelf: Arc::clone(shelf),
+            queue: VecDeque::new(),
+            running: FuturesUnordered::new(),
+            in_flight: BTreeSet::new(),
+            arrived: BTreeSet::new(),
+        };
+        for sha256 in wanted {
+            if uploads.shelf.contains_key(&sha256) && !uploads.queue.contains(&sha256) {
+                uploads.queue.push_back(sha256);
+            }
+        }
+        uploads
+    }
+
+    /// A step waits for this artifact now: it goes first.
+    pub(crate) fn want(&mut self, sha256: &str) -> Known {
+        if self.arrived.contains(sha256) {
+            return Known::Arrived;
+        }
+        if self.in_flight.contains(sha256) {
+            return Known::Coming;
+        }
+        if !self.shelf.contains_key(sha256) {
+            return Known::Unknown;
+        }
+        self.queue.retain(|queued| queued != sha256);
+        self.queue.push_front(sha256.to_owned());
+        Known::Coming
+    }
+
+    /// Starts what may start, and returns what was started.
+    pub(crate) fn start(&mut self, agent: &Agent) -> Vec<LocalArtifact> {
+        let mut started = Vec::new();
+        while self.running.len() < AT_ONCE {
+            let Some(sha256) = self.queue.pop_front() else {
+                break;
+            };
+            let Some(artifact) = self.shelf.get(&sha256) else {
+                continue;
+            };
+            self.in_flight.insert(sha256);
+            self.running.push(Box::pin(send(agent.clone(), artifact.clone())));
+            started.push(artifact.clone());
+        }
+        started
+    }
+
+    /// Whether anything is on its way.
+    pub(crate) fn is_busy(&self) -> bool {
+        !self.running.is_empty()
+    }
+
+    /// The next one that ends. Pending while nothing runs.
+    pub(crate) async fn next(&mut self) -> Ended {
+        let Some(ended) = self.running.next().await else {
+            return std::future::pending().await;
+        };
+        self.in_flight.remove(&ended.sha256);
+        match &ended.result {
+            Ok(()) => drop(self.arrived.insert(ended.sha256.clone())),
+            // A new connection sends it again.
+            Err((_, true)) => self.queue.push_front(ended.sha256.clone()),
+            Err((_, false)) => {}
+        }
+        ended
+    }
+
+    /// The connection is gone: what was on its way starts again on the next one.
+    pub(crate) fn disconnected(&mut self) {
+        self.running = FuturesUnordered::new();
+        for sha256 in std::mem::take(&mut self.in_flight) {
+            self.queue.push_front(sha256);
+        }
+    }
+}
+
+async fn send(agent: Agent, artifact: LocalArtifact) -> Ended {
+    let started = Instant::now();
+    let sent = Box::pin(agent.receive(&artifact.sha256, "0755", &artifact.path, |_| ())).await;
+    let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let result = sent.map_err(|error| (crate::survey::chain(&error), error.is_lost_connection()));
+    Ended {
+        sha256: artifact.sha256,
+        name: artifact.name,
+        took_ms,
+        result,
+    }
+}
