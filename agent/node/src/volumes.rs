@@ -256,11 +256,7 @@ impl Volumes {
     }
 
     fn pin_path(&self, volume: &str, version: &str) -> PathBuf {
-        self.data_dir
-            .join("pins")
-            .join(dataset)
-            .join(version)
-            .join(volume)
+        self.data_dir.join("pins").join(version).join(volume)
     }
 
     fn record_path(&self, volume: &str) -> PathBuf {
