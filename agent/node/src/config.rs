@@ -63,22 +63,14 @@ impl Config {
     /// # Errors
     /// When it cannot be read, or has an unknown or missing key.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|cause| ConfigError::Read {
-            path: path.to_owned(),
-            cause,
-        })?;
-        toml::from_str(&text).map_err(|cause| ConfigError::Parse {
-            path: path.to_owned(),
-            cause,
-        })
+        let text = std::fs::read_to_string(path)
+            .map_err(|cause| ConfigError::Read { path: path.to_owned(), cause })?;
+        toml::from_str(&text).map_err(|cause| ConfigError::Parse { path: path.to_owned(), cause })
     }
 
     /// The plugin's own socket.
     pub fn csi_socket(&self) -> PathBuf {
-        self.kubelet_dir
-            .join("plugins")
-            .join(rackwright_wire::volume::DRIVER)
-            .join("csi.sock")
+        self.kubelet_dir.join("plugins").join(rackwright_wire::volume::DRIVER).join("csi.sock")
     }
 
     /// The socket through which the kubelet finds the plugin.

@@ -55,19 +55,14 @@ pub enum ServeError {
 /// When a socket cannot be made or its server ends.
 pub async fn serve(config: &Config, volumes: Arc<Volumes>) -> Result<(), ServeError> {
     let socket = config.csi_socket();
-    let plugin = Plugin {
-        node: config.server.clone(),
-        volumes,
-    };
+    let plugin = Plugin { node: config.server.clone(), volumes };
     let endpoint = socket.to_string_lossy().into_owned();
     let csi = tonic::transport::Server::builder()
         .add_service(csi_v1::identity_server::IdentityServer::new(plugin.clone()))
         .add_service(csi_v1::node_server::NodeServer::new(plugin))
         .serve_with_incoming(incoming(listen(&socket)?));
     let registration = tonic::transport::Server::builder()
-        .add_service(registration::registration_server::RegistrationServer::new(
-            Introduction { endpoint },
-        ))
+        .add_service(registration::registration_server::RegistrationServer::new(Introduction { endpoint }))
         .serve_with_incoming(incoming(listen(&config.registration_socket())?));
     tokio::try_join!(csi, registration)?;
     Ok(())
@@ -75,10 +70,7 @@ pub async fn serve(config: &Config, volumes: Arc<Volumes>) -> Result<(), ServeEr
 
 /// A socket left by a dead process is in the way of `bind`; ours alone lives at this path.
 fn listen(path: &Path) -> Result<UnixListener, ServeError> {
-    let failed = |cause| ServeError::Listen {
-        path: path.to_owned(),
-        cause,
-    };
+    let failed = |cause| ServeError::Listen { path: path.to_owned(), cause };
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(failed)?;
     }
@@ -109,10 +101,7 @@ impl csi_v1::identity_server::Identity for Plugin {
         _: Request<csi_v1::GetPluginInfoRequest>,
     ) -> Result<Response<csi_v1::GetPluginInfoResponse>, Status> {
         let vendor_version = env!("CARGO_PKG_VERSION").to_owned();
-        Ok(Response::new(csi_v1::GetPluginInfoResponse {
-            name: DRIVER.to_owned(),
-            vendor_version,
-        }))
+        Ok(Response::new(csi_v1::GetPluginInfoResponse { name: DRIVER.to_owned(), vendor_version }))
     }
 
     async fn get_plugin_capabilities(
@@ -151,10 +140,7 @@ impl csi_v1::node_server::Node for Plugin {
     ) -> Result<Response<csi_v1::NodeUnpublishVolumeResponse>, Status> {
         let asked = request.into_inner();
         let target = Path::new(&asked.target_path);
-        self.volumes
-            .unpublish(&asked.volume_id, target)
-            .await
-            .map_err(|e| status(&e))?;
+        self.volumes.unpublish(&asked.volume_id, target).await.map_err(|e| status(&e))?;
         Ok(Response::new(csi_v1::NodeUnpublishVolumeResponse {}))
     }
 
@@ -169,9 +155,7 @@ impl csi_v1::node_server::Node for Plugin {
         &self,
         _: Request<csi_v1::NodeGetInfoRequest>,
     ) -> Result<Response<csi_v1::NodeGetInfoResponse>, Status> {
-        Ok(Response::new(csi_v1::NodeGetInfoResponse {
-            node_id: self.node.clone(),
-        }))
+        Ok(Response::new(csi_v1::NodeGetInfoResponse { node_id: self.node.clone() }))
     }
 }
 

@@ -72,20 +72,9 @@ impl Results {
     /// When a key or certificate cannot be used.
     pub fn open(config: &Config) -> Result<Self, ResultsError> {
         let tls = client_tls(config)?;
-        let host = config
-            .results
-            .address
-            .rsplit_once(':')
-            .map_or("", |(host, _)| host);
-        let port = config
-            .results
-            .address
-            .rsplit_once(':')
-            .map_or("7446", |(_, port)| port);
-        let address = host
-            .parse::<std::net::IpAddr>()
-            .ok()
-            .zip(port.parse::<u16>().ok());
+        let host = config.results.address.rsplit_once(':').map_or("", |(host, _)| host);
+        let port = config.results.address.rsplit_once(':').map_or("7446", |(_, port)| port);
+        let address = host.parse::<std::net::IpAddr>().ok().zip(port.parse::<u16>().ok());
         let mut builder = reqwest::Client::builder()
             .use_preconfigured_tls(tls)
             .connect_timeout(Duration::from_secs(3))
@@ -95,20 +84,14 @@ impl Results {
             // The certificate carries the server's name; the address comes from the inventory, not from DNS.
             builder = builder.resolve(&config.results.server, (ip, port).into());
         }
-        Ok(Self {
-            client: builder.build()?,
-            base: format!("https://{}:{port}/v1", config.results.server),
-        })
+        Ok(Self { client: builder.build()?, base: format!("https://{}:{port}/v1", config.results.server) })
     }
 
     /// Uploads the objects, then the set: it exists only once its manifest is stored.
     pub(crate) async fn upload(&self, set: &SealedSet, spool: &Spool) -> Result<(), ResultsError> {
         for file in &set.files {
             let path = spool.object(set, &file.blake3);
-            let named = |cause| ResultsError::File {
-                path: path.clone(),
-                cause,
-            };
+            let named = |cause| ResultsError::File { path: path.clone(), cause };
             let body = tokio::fs::File::open(&path).await.map_err(named)?;
             let url = format!("{}/objects/{}", self.base, file.blake3);
             let request = self.client.put(url).header(CONTENT_LENGTH, file.bytes).body(body);
@@ -130,14 +113,9 @@ impl Results {
         checkpoints: &Path,
     ) -> Result<(), ResultsError> {
         let url = format!("{}/sets/{id}", self.base);
-        let set: SealedSet = accepted(id, self.client.get(url).send().await?)
-            .await?
-            .json()
-            .await?;
-        let untrusted = |detail: &str| ResultsError::Untrusted {
-            what: id.to_owned(),
-            detail: detail.to_owned(),
-        };
+        let set: SealedSet = accepted(id, self.client.get(url).send().await?).await?.json().await?;
+        let untrusted =
+            |detail: &str| ResultsError::Untrusted { what: id.to_owned(), detail: detail.to_owned() };
         if (set.team.as_str(), set.project.as_str()) != scope {
             return Err(untrusted("it belongs to another team or project"));
         }
@@ -159,27 +137,16 @@ impl Results {
         std::fs::create_dir_all(&staging).map_err(named(&staging))?;
         for file in &set.files {
             let relative = Path::new(&file.path);
-            if !relative
-                .components()
-                .all(|part| matches!(part, Component::Normal(_)))
-            {
+            if !relative.components().all(|part| matches!(part, Component::Normal(_))) {
                 return Err(untrusted("a path in it leaves its folder"));
-            }
-            let url = format!("{}/objects/{}", self.base, file.blake3);
-            let bytes = accepted(&file.path, self.client.get(url).send().await?)
-                .await?
-                .bytes()
-                .await?;
-            if blake3::hash(&bytes).to_hex().as_str() != file.blake3 {
-                return Err(untrusted("its bytes do not hash to their name"));
             }
             let path = staging.join(relative);
             let folder = path.parent().unwrap_or(&staging);
             std::fs::create_dir_all(folder).map_err(named(folder))?;
-            std::fs::write(&path, &bytes).map_err(named(&path))?;
-            open_to_all(&path, 0o666)
-                .and_then(|()| open_to_all(folder, 0o777))
-                .map_err(named(&path))?;
+            if self.download(&file.blake3, &path).await? != file.blake3 {
+                return Err(untrusted("its bytes do not hash to their name"));
+            }
+            open_to_all(&path, 0o666).and_then(|()| open_to_all(folder, 0o777)).map_err(named(&path))?;
         }
         let mark = staging.join(RESTORED_MARK);
         std::fs::write(&mark, id).map_err(named(&mark))?;
@@ -189,10 +156,7 @@ impl Results {
 
     /// Streams an object into a file and returns the hash of what came.
     async fn download(&self, blake3: &str, path: &Path) -> Result<String, ResultsError> {
-        let named = |cause| ResultsError::File {
-            path: path.to_owned(),
-            cause,
-        };
+        let named = |cause| ResultsError::File { path: path.to_owned(), cause };
         let url = format!("{}/objects/{blake3}", self.base);
         let mut response = accepted(blake3, self.client.get(url).send().await?).await?;
         let mut file = tokio::fs::File::create(path).await.map_err(named)?;
@@ -215,18 +179,8 @@ async fn accepted(what: &str, response: reqwest::Response) -> Result<reqwest::Re
     if status.is_success() {
         return Ok(response);
     }
-    let body = response
-        .text()
-        .await
-        .unwrap_or_default()
-        .chars()
-        .take(200)
-        .collect();
-    Err(ResultsError::Refused {
-        what: what.to_owned(),
-        status,
-        body,
-    })
+    let body = response.text().await.unwrap_or_default().chars().take(200).collect();
+    Err(ResultsError::Refused { what: what.to_owned(), status, body })
 }
 
 fn client_tls(config: &Config) -> Result<rustls::ClientConfig, ResultsError> {
@@ -234,10 +188,7 @@ fn client_tls(config: &Config) -> Result<rustls::ClientConfig, ResultsError> {
     for certificate in certificates(&config.ca)? {
         roots.add(certificate).map_err(ResultsError::TlsConfig)?;
     }
-    let key_failed = |cause| ResultsError::Tls {
-        path: config.key.clone(),
-        cause,
-    };
+    let key_failed = |cause| ResultsError::Tls { path: config.key.clone(), cause };
     let pem = std::fs::read(&config.key).map_err(key_failed)?;
     let key = rustls_pemfile::private_key(&mut pem.as_slice())
         .map_err(key_failed)?
@@ -249,12 +200,7 @@ fn client_tls(config: &Config) -> Result<rustls::ClientConfig, ResultsError> {
 }
 
 fn certificates(path: &Path) -> Result<Vec<rustls::pki_types::CertificateDer<'static>>, ResultsError> {
-    let failed = |cause| ResultsError::Tls {
-        path: path.to_owned(),
-        cause,
-    };
+    let failed = |cause| ResultsError::Tls { path: path.to_owned(), cause };
     let pem = std::fs::read(path).map_err(failed)?;
-    rustls_pemfile::certs(&mut pem.as_slice())
-        .collect::<Result<_, _>>()
-        .map_err(failed)
+    rustls_pemfile::certs(&mut pem.as_slice()).collect::<Result<_, _>>().map_err(failed)
 }

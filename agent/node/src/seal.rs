@@ -44,31 +44,19 @@ pub enum SealError {
 /// # Errors
 /// [`SealError`]; the spool is as before then.
 pub fn seal(set: &SealedSet, folder: &Path, spool: &Spool) -> Result<SealedSet, SealError> {
-    let failed = |cause: std::io::Error| SealError::File {
-        path: folder.to_owned(),
-        cause,
-    };
-    let root = rustix::fs::open(
-        folder,
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW,
-        Mode::empty(),
-    )
-    .map_err(|cause| failed(cause.into()))?;
+    let failed = |cause: std::io::Error| SealError::File { path: folder.to_owned(), cause };
+    let root = rustix::fs::open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW, Mode::empty())
+        .map_err(|cause| failed(cause.into()))?;
     let staging = spool.stage(set).map_err(failed)?;
     let mut paths = Vec::new();
     list(&root, Path::new(""), 0, &mut paths).map_err(failed)?;
     if paths.len() > MAX_FILES {
-        return Err(SealError::TooMany {
-            path: folder.to_owned(),
-        });
+        return Err(SealError::TooMany { path: folder.to_owned() });
     }
     paths.sort();
     let mut files = Vec::with_capacity(paths.len());
     for path in &paths {
-        let named = |cause| SealError::File {
-            path: folder.join(path),
-            cause,
-        };
+        let named = |cause| SealError::File { path: folder.join(path), cause };
         let Some(file) = open_plain(&root, path).map_err(named)? else {
             continue;
         };
@@ -87,11 +75,7 @@ fn list(root: &OwnedFd, below: &Path, depth: usize, out: &mut Vec<PathBuf>) -> s
     if depth > MAX_DEPTH || out.len() > MAX_FILES {
         return Ok(());
     }
-    let here = if below.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        below
-    };
+    let here = if below.as_os_str().is_empty() { Path::new(".") } else { below };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let folder = rustix::fs::openat2(root.as_fd(), here, flags, Mode::empty(), beneath())?;
     for entry in rustix::fs::Dir::read_from(&folder)? {
@@ -142,9 +126,7 @@ fn copy(mut from: std::fs::File, path: &Path, staging: &Path) -> std::io::Result
         whole.update(read);
         let mut rest = read;
         while !rest.is_empty() {
-            let room = usize::try_from(CHUNK_BYTES - in_chunk)
-                .unwrap_or(usize::MAX)
-                .min(rest.len());
+            let room = usize::try_from(CHUNK_BYTES - in_chunk).unwrap_or(usize::MAX).min(rest.len());
             let (head, tail) = rest.split_at(room);
             chunk.update(head);
             in_chunk += head.len() as u64;
@@ -163,12 +145,7 @@ fn copy(mut from: std::fs::File, path: &Path, staging: &Path) -> std::io::Result
     to.sync_all()?;
     let blake3 = whole.finalize().to_hex().to_string();
     std::fs::rename(&part, staging.join(&blake3))?;
-    Ok(File {
-        path: path.to_string_lossy().into_owned(),
-        bytes,
-        blake3,
-        chunks,
-    })
+    Ok(File { path: path.to_string_lossy().into_owned(), bytes, blake3, chunks })
 }
 
 #[cfg(test)]
@@ -201,12 +178,7 @@ mod tests {
         let paths: Vec<_> = sealed.files.iter().map(|file| file.path.as_str()).collect();
         assert_eq!(paths, ["deep/a.jsonl"]);
         let want = blake3::hash(b"{}\n").to_hex().to_string();
-        assert!(
-            sealed
-                .files
-                .iter()
-                .all(|file| file.blake3 == want && file.chunks == [want.clone()])
-        );
+        assert!(sealed.files.iter().all(|file| file.blake3 == want && file.chunks == [want.clone()]));
         assert_eq!(spool.waiting(), [sealed]);
     }
 }

@@ -20,9 +20,7 @@ pub struct Spool {
 impl Spool {
     /// The spool below the data folder.
     pub fn new(data_dir: &Path) -> Self {
-        Self {
-            folder: data_dir.join("spool"),
-        }
+        Self { folder: data_dir.join("spool") }
     }
 
     /// An empty folder for the set's objects.

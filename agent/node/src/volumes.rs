@@ -109,22 +109,15 @@ impl Volumes {
         target: &Path,
         context: &HashMap<String, String>,
     ) -> Result<(), VolumeError> {
-        let request = VolumeRequest::from_attributes(context).map_err(|cause| VolumeError::BadRequest {
-            detail: cause.to_string(),
-        })?;
+        let request = VolumeRequest::from_attributes(context)
+            .map_err(|cause| VolumeError::BadRequest { detail: cause.to_string() })?;
         self.check_target(target)?;
         let lock = self.lock(volume).await?;
         let _one_at_a_time = lock.lock().await;
         if is_mounted(target)? {
             return Ok(());
         }
-        self.write_record(
-            volume,
-            &Record {
-                target: target.to_owned(),
-                request: request.clone(),
-            },
-        )?;
+        self.write_record(volume, &Record { target: target.to_owned(), request: request.clone() })?;
         let (source, read_only) = match &request {
             VolumeRequest::Dataset { dataset, version } => (self.pin(volume, dataset, version)?, true),
             VolumeRequest::Work { .. } => (self.work_folder(&request).await?, false),
@@ -179,9 +172,7 @@ impl Volumes {
         let sealing = tokio::task::spawn_blocking(move || folder.seal_new(&node, &spool));
         match sealing.await {
             Ok(sealed) => Ok(sealed?),
-            Err(cause) => Err(VolumeError::BadRequest {
-                detail: cause.to_string(),
-            }),
+            Err(cause) => Err(VolumeError::BadRequest { detail: cause.to_string() }),
         }
     }
 
@@ -193,37 +184,20 @@ impl Volumes {
             return Ok(());
         }
         self.seal(folder.clone()).await?;
-        if tokio::time::timeout(UPLOAD_WAIT, self.spool.upload_once(&self.results))
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout(UPLOAD_WAIT, self.spool.upload_once(&self.results)).await.is_err() {
             tracing::warn!("the results server is slow or away: sealed sets follow later");
         }
-        folder.remove().map_err(|cause| VolumeError::File {
-            path: folder.path().to_owned(),
-            cause,
-        })
+        folder.remove().map_err(|cause| VolumeError::File { path: folder.path().to_owned(), cause })
     }
 
     async fn work_folder(&self, request: &VolumeRequest) -> Result<PathBuf, VolumeError> {
-        let folder = WorkFolder::of(&self.data_dir, request).ok_or_else(|| VolumeError::BadRequest {
-            detail: "names must be plain labels".to_owned(),
-        })?;
-        folder.create().map_err(|cause| VolumeError::File {
-            path: folder.path().to_owned(),
-            cause,
-        })?;
-        if let VolumeRequest::Work {
-            resume,
-            team,
-            project,
-            ..
-        } = request
+        let folder = WorkFolder::of(&self.data_dir, request)
+            .ok_or_else(|| VolumeError::BadRequest { detail: "names must be plain labels".to_owned() })?;
+        folder.create().map_err(|cause| VolumeError::File { path: folder.path().to_owned(), cause })?;
+        if let VolumeRequest::Work { resume, team, project, .. } = request
             && !resume.is_empty()
         {
-            self.results
-                .restore(resume, (team, project), &folder.checkpoints())
-                .await?;
+            self.results.restore(resume, (team, project), &folder.checkpoints()).await?;
         }
         Ok(folder.path().to_owned())
     }
@@ -234,25 +208,17 @@ impl Volumes {
             plain(name)?;
         }
         let pin = self.pin_path(volume, version);
-        let failed = |cause| VolumeError::File {
-            path: pin.clone(),
-            cause,
-        };
+        let failed = |cause| VolumeError::File { path: pin.clone(), cause };
         if let Some(folder) = pin.parent() {
             std::fs::create_dir_all(folder).map_err(failed)?;
         }
-        std::fs::File::create(&pin)
-            .and_then(|file| file.sync_all())
-            .map_err(failed)?;
+        std::fs::File::create(&pin).and_then(|file| file.sync_all()).map_err(failed)?;
         let source = self.data_dir.join("versions").join(dataset).join(version);
         if source.is_dir() {
             return Ok(source);
         }
         remove(&pin)?;
-        Err(VolumeError::NotHere {
-            dataset: dataset.to_owned(),
-            version: version.to_owned(),
-        })
+        Err(VolumeError::NotHere { dataset: dataset.to_owned(), version: version.to_owned() })
     }
 
     fn pin_path(&self, volume: &str, version: &str) -> PathBuf {
@@ -265,22 +231,16 @@ impl Volumes {
 
     /// The kubelet is trusted, but a path outside its own folder is a mistake that root must not make.
     fn check_target(&self, target: &Path) -> Result<(), VolumeError> {
-        let plain = target
-            .components()
-            .all(|part| !matches!(part, std::path::Component::ParentDir));
+        let plain = target.components().all(|part| !matches!(part, std::path::Component::ParentDir));
         if plain && target.starts_with(self.kubelet_dir.join("pods")) {
             return Ok(());
         }
-        Err(VolumeError::BadRequest {
-            detail: format!("{} is not in the kubelet's pods", target.display()),
-        })
+        Err(VolumeError::BadRequest { detail: format!("{} is not in the kubelet's pods", target.display()) })
     }
 
     async fn lock(&self, volume: &str) -> Result<Arc<tokio::sync::Mutex<()>>, VolumeError> {
         plain(volume)?;
-        Ok(Arc::clone(
-            self.busy.lock().await.entry(volume.to_owned()).or_default(),
-        ))
+        Ok(Arc::clone(self.busy.lock().await.entry(volume.to_owned()).or_default()))
     }
 
     fn write_record(&self, volume: &str, record: &Record) -> Result<(), VolumeError> {
@@ -305,9 +265,7 @@ impl Volumes {
         let names = folder
             .flatten()
             .filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".json")?.to_owned()));
-        names
-            .filter_map(|name| Some((name.clone(), self.read_record(&name).ok()??)))
-            .collect()
+        names.filter_map(|name| Some((name.clone(), self.read_record(&name).ok()??))).collect()
     }
 }
 
@@ -316,23 +274,12 @@ fn plain(name: &str) -> Result<(), VolumeError> {
     let fits = !name.is_empty()
         && name.len() <= 253
         && !name.starts_with('.')
-        && name
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
-    if fits {
-        Ok(())
-    } else {
-        Err(VolumeError::BadRequest {
-            detail: format!("{name:?} is no plain name"),
-        })
-    }
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
+    if fits { Ok(()) } else { Err(VolumeError::BadRequest { detail: format!("{name:?} is no plain name") }) }
 }
 
 fn bind(source: &Path, target: &Path, read_only: bool) -> Result<(), VolumeError> {
-    let failed = |cause: std::io::Error| VolumeError::Mount {
-        target: target.to_owned(),
-        cause,
-    };
+    let failed = |cause: std::io::Error| VolumeError::Mount { target: target.to_owned(), cause };
     std::fs::create_dir_all(target).map_err(failed)?;
     rustix::mount::mount_bind(source, target).map_err(|cause| failed(cause.into()))?;
     // A bind mount takes its flags only in a second step; if that fails the first must not stay.
@@ -347,10 +294,7 @@ fn bind(source: &Path, target: &Path, read_only: bool) -> Result<(), VolumeError
 }
 
 fn unbind(target: &Path) -> Result<(), VolumeError> {
-    let failed = |cause: std::io::Error| VolumeError::Mount {
-        target: target.to_owned(),
-        cause,
-    };
+    let failed = |cause: std::io::Error| VolumeError::Mount { target: target.to_owned(), cause };
     while is_mounted(target)? {
         rustix::mount::unmount(target, UnmountFlags::NOFOLLOW).map_err(|cause| failed(cause.into()))?;
     }
@@ -363,22 +307,17 @@ fn unbind(target: &Path) -> Result<(), VolumeError> {
 /// Field 5 of `/proc/self/mountinfo` is the mount point, with octal escapes for blanks.
 fn is_mounted(target: &Path) -> Result<bool, VolumeError> {
     let path = Path::new("/proc/self/mountinfo");
-    let text = std::fs::read_to_string(path).map_err(|cause| VolumeError::File {
-        path: path.to_owned(),
-        cause,
-    })?;
+    let text =
+        std::fs::read_to_string(path).map_err(|cause| VolumeError::File { path: path.to_owned(), cause })?;
     let wanted = target.to_string_lossy().replace(' ', "\\040");
-    Ok(text
-        .lines()
-        .any(|line| line.split(' ').nth(4) == Some(wanted.as_str())))
+    Ok(text.lines().any(|line| line.split(' ').nth(4) == Some(wanted.as_str())))
 }
 
 fn remove(path: &Path) -> Result<(), VolumeError> {
     match std::fs::remove_file(path) {
-        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => Err(VolumeError::File {
-            path: path.to_owned(),
-            cause,
-        }),
+        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
+            Err(VolumeError::File { path: path.to_owned(), cause })
+        }
         Ok(()) | Err(_) => Ok(()),
     }
 }

@@ -22,33 +22,17 @@ pub struct WorkFolder {
 impl WorkFolder {
     /// The folder that a work request names; `None` for other requests and for names that are not plain.
     pub fn of(data_dir: &Path, request: &VolumeRequest) -> Option<Self> {
-        let VolumeRequest::Work {
-            team,
-            project,
-            job,
-            task,
-            attempt,
-            ..
-        } = request
-        else {
+        let VolumeRequest::Work { team, project, job, task, attempt, .. } = request else {
             return None;
         };
         let (task, attempt) = (task.parse::<u32>().ok()?, attempt.parse::<u32>().ok()?);
         let plain = |name: &String| {
-            !name.is_empty()
-                && name
-                    .chars()
-                    .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
+            !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
         };
         if ![team, project, job].into_iter().all(plain) {
             return None;
         }
-        let path = data_dir
-            .join("work")
-            .join(team)
-            .join(project)
-            .join(job)
-            .join(format!("{task}-{attempt}"));
+        let path = data_dir.join("work").join(team).join(project).join(job).join(format!("{task}-{attempt}"));
         let owner = SealedSet {
             version: SEALED_VERSION,
             kind: SetKind::Results,
@@ -111,21 +95,14 @@ impl WorkFolder {
     /// The first folder that cannot be sealed; what was sealed before stays sealed.
     pub fn seal_new(&self, node: &str, spool: &Spool) -> Result<(), SealError> {
         for (step, folder) in self.finished_checkpoints() {
-            let set = SealedSet {
-                kind: SetKind::Checkpoint,
-                step,
-                node: node.to_owned(),
-                ..self.owner.clone()
-            };
+            let set =
+                SealedSet { kind: SetKind::Checkpoint, step, node: node.to_owned(), ..self.owner.clone() };
             self.seal_once(&set, &folder, spool)?;
         }
         let results = self.path.join("results");
         let empty = std::fs::read_dir(&results).map_or(true, |mut entries| entries.next().is_none());
         if !empty {
-            let set = SealedSet {
-                node: node.to_owned(),
-                ..self.owner.clone()
-            };
+            let set = SealedSet { node: node.to_owned(), ..self.owner.clone() };
             self.seal_once(&set, &results, spool)?;
         }
         Ok(())
