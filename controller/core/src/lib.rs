@@ -7,3 +7,4 @@ pub mod plan;
 pub mod lint;
 pub mod job;
 pub mod sched;
+pub mod cost;
