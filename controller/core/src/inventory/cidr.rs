@@ -31,10 +31,7 @@ pub enum CidrError {
 impl Cidr {
     /// The range of `prefix` bits that an address lies in.
     fn around(address: u32, prefix: u8) -> Self {
-        Self {
-            network: address & mask(prefix),
-            prefix,
-        }
+        Self { network: address & mask(prefix), prefix }
     }
 
     /// Length of the prefix in bits.
@@ -68,20 +65,13 @@ impl Cidr {
     pub fn part(self, prefix: u8, n: u32) -> Option<Self> {
         (prefix >= self.prefix && prefix <= 32 && u64::from(n) < self.parts(prefix)).then(|| {
             let size = u32::try_from(1_u64 << (32 - u32::from(prefix))).unwrap_or(u32::MAX);
-            Self {
-                network: self.network + n * size,
-                prefix,
-            }
+            Self { network: self.network + n * size, prefix }
         })
     }
 
     /// How many parts of `prefix` bits the range has; 0 when they are larger than the range.
     pub fn parts(self, prefix: u8) -> u64 {
-        if prefix >= self.prefix && prefix <= 32 {
-            1 << (prefix - self.prefix)
-        } else {
-            0
-        }
+        if prefix >= self.prefix && prefix <= 32 { 1 << (prefix - self.prefix) } else { 0 }
     }
 }
 
@@ -96,19 +86,12 @@ impl FromStr for Cidr {
         let form = || CidrError::Form(text.to_owned());
         let (address, prefix) = text.split_once('/').ok_or_else(form)?;
         let address: Ipv4Addr = address.parse().ok().ok_or_else(form)?;
-        let prefix = prefix
-            .parse()
-            .ok()
-            .filter(|prefix| *prefix <= 32_u8)
-            .ok_or_else(form)?;
+        let prefix = prefix.parse().ok().filter(|prefix| *prefix <= 32_u8).ok_or_else(form)?;
         let range = Self::around(address.into(), prefix);
         if range.network() == address {
             Ok(range)
         } else {
-            Err(CidrError::HostBits {
-                text: text.to_owned(),
-                meant: range,
-            })
+            Err(CidrError::HostBits { text: text.to_owned(), meant: range })
         }
     }
 }

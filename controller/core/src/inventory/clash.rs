@@ -35,88 +35,58 @@ fn names(raw: &Raw, findings: &mut Findings<'_>) {
 }
 
 fn addresses(raw: &Raw, findings: &mut Findings<'_>) {
-    let nodes = raw.cluster.value.node_cidr;
+    let nodes = raw.cluster.range("node_cidr").map(|range| range.value);
     let mut first: BTreeMap<Ipv4Addr, &RawServer> = BTreeMap::new();
     for server in &raw.servers {
         let Some(address) = &server.address else { continue };
         if let Some(other) = first.get(&address.value) {
             let (line, _) = findings.position(other.at.start);
-            let message = format!("address {} is taken by `{}`", address.value, other.name.value);
-            findings.add(
-                &address.at,
-                "duplicate-address",
-                message,
-                format!("see line {line}"),
-            );
+            let message = format!("address {} is taken", address.value);
+            let hint = format!("by the server on line {line}");
+            findings.add(&address.at, "duplicate-address", message, hint);
         } else {
             first.insert(address.value, server);
         }
-        if !nodes.contains(address.value) {
+        if let Some(nodes) = nodes.filter(|nodes| !nodes.contains(address.value)) {
             let message = format!("address {} lies outside node_cidr {nodes}", address.value);
-            findings.add(
-                &address.at,
-                "address-outside",
-                message,
-                "correct the address or `node_cidr`",
-            );
+            findings.add(&address.at, "address-outside", message, "correct the address or `node_cidr`");
         }
     }
 }
 
 fn ranges(raw: &Raw, findings: &mut Findings<'_>) {
     let mut seen: Vec<(&str, Cidr)> = Vec::new();
-    for (name, range) in &raw.ranges {
+    for (name, range) in &raw.cluster.ranges {
         for (other, taken) in seen.iter().filter(|(_, taken)| taken.overlaps(range.value)) {
             let message = format!("{name} {} overlaps {other} {taken}", range.value);
-            findings.add(
-                &range.at,
-                "range-overlap",
-                message,
-                "choose ranges that share no address",
-            );
+            findings.add(&range.at, "range-overlap", message, "choose ranges that share no address");
         }
         seen.push((name, range.value));
     }
-    let cluster = &raw.cluster.value;
-    let parts = cluster.pod_cidr.parts(cluster.node_cidr_prefix);
-    if parts < u64::try_from(raw.servers.len()).unwrap_or(u64::MAX) {
-        let message = format!(
-            "pod_cidr {} has {parts} ranges of /{} for {} servers",
-            cluster.pod_cidr,
-            cluster.node_cidr_prefix,
-            raw.servers.len()
-        );
-        let at = raw.ranges.first().map_or(&raw.cluster.at, |(_, range)| &range.at);
-        findings.add(
-            at,
-            "range-too-small",
-            message,
-            "widen `pod_cidr` or raise `node_cidr_prefix`",
-        );
+    if let Some(pods) = raw.cluster.range("pod_cidr") {
+        let (parts, servers) = (pods.value.parts(raw.cluster.node_prefix), raw.servers.len());
+        if parts < u64::try_from(servers).unwrap_or(u64::MAX) {
+            let prefix = raw.cluster.node_prefix;
+            let message =
+                format!("pod_cidr {} has {parts} ranges of /{prefix} for {servers} servers", pods.value);
+            findings.add(
+                &pods.at,
+                "range-too-small",
+                message,
+                "widen `pod_cidr` or raise `node_cidr_prefix`",
+            );
+        }
     }
-    if let Some(lab) = &raw.lab
-        && lab.value.range != cluster.node_cidr
+    if let (Some(lab), Some(nodes)) = (&raw.lab, raw.cluster.range("node_cidr"))
+        && lab.value.range != nodes.value
     {
-        let message = format!(
-            "[lab] range {} is not node_cidr {}",
-            lab.value.range, cluster.node_cidr
-        );
-        findings.add(
-            &lab.at,
-            "range-differs",
-            message,
-            "the lab's bridge is the servers' own network",
-        );
+        let message = format!("[lab] range {} is not node_cidr {}", lab.value.range, nodes.value);
+        findings.add(&lab.at, "range-differs", message, "the lab's bridge is the servers' own network");
     }
 }
 
 fn roles(raw: &Raw, findings: &mut Findings<'_>) {
-    let count = |role| {
-        raw.servers
-            .iter()
-            .filter(|server| server.role == Some(role))
-            .count()
-    };
+    let count = |role| raw.servers.iter().filter(|server| server.role == Some(role)).count();
     // A server whose role did not read may be the missing one: that was reported already.
     let unread = raw.servers.iter().any(|server| server.role.is_none());
     for role in [Role::Control, Role::Data, Role::Ml, Role::Results] {
@@ -136,11 +106,8 @@ fn roles(raw: &Raw, findings: &mut Findings<'_>) {
 }
 
 fn bastions(raw: &Raw, findings: &mut Findings<'_>) {
-    let by_name: BTreeMap<&str, &RawServer> = raw
-        .servers
-        .iter()
-        .map(|server| (server.name.value.as_str(), server))
-        .collect();
+    let by_name: BTreeMap<&str, &RawServer> =
+        raw.servers.iter().map(|server| (server.name.value.as_str(), server)).collect();
     for server in &raw.servers {
         let Some(bastion) = &server.bastion else { continue };
         if !by_name.contains_key(bastion.value.as_str()) {
@@ -159,10 +126,7 @@ fn bastions(raw: &Raw, findings: &mut Findings<'_>) {
                 .and_then(|next| by_name.get(next.value.as_str()).copied());
             hop
         });
-        if hops
-            .take(raw.servers.len() + 1)
-            .any(|at| at.name.value == server.name.value)
-        {
+        if hops.take(raw.servers.len() + 1).any(|at| at.name.value == server.name.value) {
             let message = format!("`{}` is reached through itself", server.name.value);
             findings.add(
                 &bastion.at,
@@ -183,10 +147,7 @@ fn logins(raw: &Raw, findings: &mut Findings<'_>) {
         }
         if raw.lab.is_some() != server.has_lab {
             let (message, hint) = if server.has_lab {
-                (
-                    "`lab` on a server, but no [lab] table",
-                    "add [lab], or remove `lab` from the server",
-                )
+                ("`lab` on a server, but no [lab] table", "add [lab], or remove `lab` from the server")
             } else {
                 (
                     "a server of a [lab] without `lab`",
@@ -199,20 +160,11 @@ fn logins(raw: &Raw, findings: &mut Findings<'_>) {
 }
 
 fn counts(raw: &Raw, findings: &mut Findings<'_>) {
-    let count = |role| {
-        raw.servers
-            .iter()
-            .filter(|server| server.role == Some(role))
-            .map(|_| 1_u64)
-            .sum::<u64>()
-    };
-    for (role, needed) in &raw.success {
+    let count =
+        |role| raw.servers.iter().filter(|server| server.role == Some(role)).map(|_| 1_u64).sum::<u64>();
+    for (role, needed) in &raw.cluster.success {
         if u64::from(*needed) > count(role.value) {
-            let message = format!(
-                "success needs {needed} of {} `{}` servers",
-                count(role.value),
-                role.value
-            );
+            let message = format!("success needs {needed} of {} `{}` servers", count(role.value), role.value);
             findings.add(&role.at, "out-of-range", message, "lower it, or add servers");
         }
     }

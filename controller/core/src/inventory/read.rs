@@ -15,12 +15,28 @@ use toml::de::DeTable;
 
 /// An inventory whose values still know where they stand.
 pub(crate) struct Raw {
-    pub(crate) cluster: Located<Cluster>,
-    pub(crate) ranges: Vec<(&'static str, Located<Cidr>)>,
-    pub(crate) success: Vec<(Located<Role>, u32)>,
+    pub(crate) cluster: RawCluster,
     pub(crate) datasets: Vec<Located<Dataset>>,
     pub(crate) lab: Option<Located<Lab>>,
     pub(crate) servers: Vec<RawServer>,
+}
+
+/// What could be read of `[cluster]`, and where it stands.
+#[derive(Default)]
+pub(crate) struct RawCluster {
+    /// `None` when a part is missing or wrong, which has been reported.
+    pub(crate) cluster: Option<Cluster>,
+    pub(crate) at: std::ops::Range<usize>,
+    pub(crate) ranges: Vec<(&'static str, Located<Cidr>)>,
+    pub(crate) node_prefix: u8,
+    pub(crate) success: Vec<(Located<Role>, u32)>,
+}
+
+impl RawCluster {
+    /// The range of a key, when it could be read.
+    pub(crate) fn range(&self, key: &str) -> Option<&Located<Cidr>> {
+        self.ranges.iter().find(|(name, _)| *name == key).map(|(_, range)| range)
+    }
 }
 
 /// A server and where its values stand.
@@ -39,12 +55,7 @@ pub(crate) fn inventory(file: &str, text: &str) -> Result<Inventory, Vec<Finding
     let mut findings = Findings::new(file, text);
     let (document, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
-        findings.add(
-            &error.span().unwrap_or(0..0),
-            "syntax",
-            error.message().replace('\n', ", "),
-            "",
-        );
+        findings.add(&error.span().unwrap_or(0..0), "syntax", error.message().replace('\n', ", "), "");
     }
     if !errors.is_empty() {
         return Err(findings.into_vec()); // what could be recovered would only give wrong findings
@@ -63,18 +74,10 @@ fn read(root: &Table<'_, '_>, findings: &mut Findings<'_>) -> Option<Inventory> 
     let datasets = data::datasets(root, findings);
     let servers = server::servers(root, &defaults, findings);
     let (raw_servers, servers): (Vec<_>, Vec<_>) = servers.into_iter().unzip();
-    let (cluster, ranges, success) = cluster?;
-    let raw = Raw {
-        cluster,
-        ranges,
-        success,
-        datasets,
-        lab,
-        servers: raw_servers,
-    };
+    let raw = Raw { cluster, datasets, lab, servers: raw_servers };
     clash::check(&raw, findings);
     Some(Inventory {
-        cluster: raw.cluster.value,
+        cluster: raw.cluster.cluster?,
         data: data?,
         datasets: raw.datasets.into_iter().map(|dataset| dataset.value).collect(),
         lab: raw.lab.map(|lab| lab.value),
@@ -99,18 +102,10 @@ fn label(
     if !fine {
         let hint =
             format!("lower-case letters, digits and `-`, at most {longest} characters, no `-` at an end");
-        findings.add(
-            &text.at,
-            "bad-name",
-            format!("`{key} = \"{}\"` is no host name", text.value),
-            hint,
-        );
+        findings.add(&text.at, "bad-name", format!("`{key} = \"{}\"` is no host name", text.value), hint);
         return None;
     }
-    Some(Located {
-        value: text.value.to_owned(),
-        at: text.at,
-    })
+    Some(Located { value: text.value.to_owned(), at: text.at })
 }
 
 /// A reference to a secret. The text itself never appears in a finding.
@@ -122,12 +117,7 @@ fn secret(table: &Table<'_, '_>, key: &str, findings: &mut Findings<'_>) -> Opti
     let hint = format!(
         "write `{key} = \"env:NAME\"` or `{key} = \"file:/PATH\"`, and change the secret if this file was shared"
     );
-    findings.add(
-        &text.at,
-        "inline-secret",
-        format!("`{key}` is not a reference to a secret"),
-        hint,
-    );
+    findings.add(&text.at, "inline-secret", format!("`{key}` is not a reference to a secret"), hint);
     None
 }
 

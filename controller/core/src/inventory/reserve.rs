@@ -121,22 +121,13 @@ pub fn reserve(set: &Reservations, facts: &Facts, role: Role) -> Result<Reserved
         memory_bytes: set_memory.unwrap_or(computed.memory_bytes),
     };
     let system = Amount::new((cpu / 32).clamp(100, 500), (memory / 32).clamp(128 * MIB, GIB));
-    let kube = Amount::new(
-        (cpu / 32).clamp(100, 500),
-        (memory / 16).clamp(256 * MIB, 2 * GIB),
-    );
-    let data = Amount::new(
-        (cpu / 16).clamp(100, 2000),
-        (memory / 16).clamp(256 * MIB, 4 * GIB),
-    );
+    let kube = Amount::new((cpu / 32).clamp(100, 500), (memory / 16).clamp(256 * MIB, 2 * GIB));
+    let data = Amount::new((cpu / 16).clamp(100, 2000), (memory / 16).clamp(256 * MIB, 4 * GIB));
     let system = chosen(set.system_cpu, set.system_memory, system);
     let kube = chosen(set.kube_cpu, set.kube_memory, kube);
     let data = chosen(set.data_cpu, set.data_memory, data);
     let services = match role {
-        Role::Control => Amount::new(
-            (cpu / 4).clamp(250, 4000),
-            (memory / 4).clamp(768 * MIB, 16 * GIB),
-        ),
+        Role::Control => Amount::new((cpu / 4).clamp(250, 4000), (memory / 4).clamp(768 * MIB, 16 * GIB)),
         Role::Data | Role::Results => Amount::new(cpu / 2, memory / 2),
         Role::Ml | Role::Dev => Amount::default(),
     };
@@ -158,26 +149,15 @@ pub fn reserve(set: &Reservations, facts: &Facts, role: Role) -> Result<Reserved
 
 /// What pods get, which must be something.
 fn left(allowed: Amount, ours: Amount) -> Result<Amount, TooSmall> {
-    let ours = ours.plus(Amount {
-        cpu_milli: MilliCpu::ZERO,
-        memory_bytes: EVICTION,
-    });
+    let ours = ours.plus(Amount { cpu_milli: MilliCpu::ZERO, memory_bytes: EVICTION });
     let left = allowed.minus(ours);
     if left.cpu_milli.is_zero() {
         let (wanted, allowed) = (ours.cpu_milli.to_string(), allowed.cpu_milli.to_string());
-        return Err(TooSmall {
-            what: "CPUs",
-            wanted,
-            allowed,
-        });
+        return Err(TooSmall { what: "CPUs", wanted, allowed });
     }
     if left.memory_bytes.is_zero() {
         let (wanted, allowed) = (ours.memory_bytes.to_string(), allowed.memory_bytes.to_string());
-        return Err(TooSmall {
-            what: "of memory",
-            wanted,
-            allowed,
-        });
+        return Err(TooSmall { what: "of memory", wanted, allowed });
     }
     Ok(left)
 }

@@ -47,11 +47,7 @@ impl<'a, 'i> Table<'a, 'i> {
                 );
             }
         }
-        Self {
-            name: name.to_owned(),
-            span,
-            entries: table,
-        }
+        Self { name: name.to_owned(), span, entries: table }
     }
 
     /// Where the table stands.
@@ -61,10 +57,7 @@ impl<'a, 'i> Table<'a, 'i> {
 
     /// The raw value of a key.
     pub(crate) fn get(&self, key: &str) -> Option<&'a Spanned<DeValue<'i>>> {
-        self.entries
-            .iter()
-            .find(|(name, _)| name.get_ref() == key)
-            .map(|(_, value)| value)
+        self.entries.iter().find(|(name, _)| name.get_ref() == key).map(|(_, value)| value)
     }
 
     /// Reports a key that is required and not there.
@@ -84,10 +77,7 @@ impl<'a, 'i> Table<'a, 'i> {
         if text.is_none() {
             self.wrong_type(key, "a text in quotes", value, findings);
         }
-        text.map(|text| Located {
-            value: text,
-            at: value.span(),
-        })
+        text.map(|text| Located { value: text, at: value.span() })
     }
 
     /// A text that must be there and not be empty.
@@ -132,10 +122,7 @@ impl<'a, 'i> Table<'a, 'i> {
             return None;
         };
         match text.parse() {
-            Ok(read) => Some(Located {
-                value: read,
-                at: value.span(),
-            }),
+            Ok(read) => Some(Located { value: read, at: value.span() }),
             Err(error) => {
                 let hint = format!("such as `{key} = {example}`");
                 findings.add(&value.span(), code, format!("`{key}`: {error}"), hint);
@@ -174,23 +161,13 @@ impl<'a, 'i> Table<'a, 'i> {
             return None;
         };
         let read = i64::from_str_radix(number.as_str(), number.radix()).ok();
-        let fits = read
-            .filter(|number| within.contains(number))
-            .and_then(|number| T::try_from(number).ok());
+        let fits = read.filter(|number| within.contains(number)).and_then(|number| T::try_from(number).ok());
         if fits.is_none() {
             let (low, high) = (within.start(), within.end());
             let hint = format!("write a number from {low} to {high}");
-            findings.add(
-                &value.span(),
-                "out-of-range",
-                format!("`{key}` is out of range"),
-                hint,
-            );
+            findings.add(&value.span(), "out-of-range", format!("`{key}` is out of range"), hint);
         }
-        fits.map(|number| Located {
-            value: number,
-            at: value.span(),
-        })
+        fits.map(|number| Located { value: number, at: value.span() })
     }
 
     /// A list of texts; empty when the key is not there.
@@ -205,10 +182,7 @@ impl<'a, 'i> Table<'a, 'i> {
         let mut texts = Vec::new();
         for item in list {
             match item.get_ref().as_str() {
-                Some(text) => texts.push(Located {
-                    value: text,
-                    at: item.span(),
-                }),
+                Some(text) => texts.push(Located { value: text, at: item.span() }),
                 None => self.wrong_type(key, "a list of texts", item, findings),
             }
         }
@@ -246,15 +220,7 @@ impl<'a, 'i> Table<'a, 'i> {
         };
         let mut entries: Vec<_> = table
             .iter()
-            .map(|(name, value)| {
-                (
-                    Located {
-                        value: name.get_ref().as_ref(),
-                        at: name.span(),
-                    },
-                    value,
-                )
-            })
+            .map(|(name, value)| (Located { value: name.get_ref().as_ref(), at: name.span() }, value))
             .collect();
         entries.sort_by_key(|(name, _)| name.at.start);
         entries
@@ -268,11 +234,7 @@ impl<'a, 'i> Table<'a, 'i> {
         value: &Spanned<DeValue<'_>>,
         findings: &mut Findings<'_>,
     ) {
-        let message = format!(
-            "`{key}` in {} is {}, expected {expected}",
-            self.name,
-            kind(value.get_ref())
-        );
+        let message = format!("`{key}` in {} is {}, expected {expected}", self.name, kind(value.get_ref()));
         findings.add(&value.span(), "wrong-type", message, "");
     }
 }

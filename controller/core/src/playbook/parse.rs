@@ -1,6 +1,6 @@
 //! From TOML to templates. Everything that can be known without a server is checked here.
 
-use super::render::engine;
+use super::render::{engine, plain};
 use super::{Need, Parameter, Playbook, Template, Text};
 use crate::finding::{Finding, Findings, nearest};
 use crate::inventory::Role;
@@ -233,8 +233,12 @@ impl Reader<'_, '_> {
             return None;
         };
         if let Err(error) = engine().compile_expression(text) {
-            self.findings
-                .add(&value.span(), "template", format!("`when`: {error}"), "");
+            self.findings.add(
+                &value.span(),
+                "template",
+                format!("`when`: {}", plain(&error)),
+                "",
+            );
         }
         Some(Text {
             text: text.to_owned(),
@@ -278,13 +282,8 @@ impl Reader<'_, '_> {
         let line = self.findings.position(at.start).0 + opening;
         if let Err(error) = engine().template_from_str(text) {
             let line = line + error.line().unwrap_or(1).saturating_sub(1);
-            self.findings.add_at(
-                line,
-                1,
-                "template",
-                format!("failed to read the template: {error}"),
-                "",
-            );
+            self.findings
+                .add_at(line, 1, "template", format!("no template: {}", plain(&error)), "");
         }
         Text {
             text: text.to_owned(),

@@ -112,14 +112,14 @@ impl Renderer<'_> {
             return false;
         }
         let Some(when) = &step.when else { return true };
-        match self.expression(&when.text) {
-            Ok(value) => value.is_true(),
-            Err(error) => {
-                let message = format!("step `{}`: `when`: {}", step.id, plain(&error));
-                self.add(playbook, when.line, "template", message, String::new());
-                false
-            }
-        }
+        let message = match self.expression(&when.text) {
+            Ok(value) if value.is_undefined() => format!("`{}` is undefined", when.text),
+            Ok(value) => return value.is_true(),
+            Err(error) => plain(&error),
+        };
+        let message = format!("step `{}`: `when`: {message}", step.id);
+        self.add(playbook, when.line, "template", message, String::new());
+        false
     }
 
     fn needs(
@@ -272,7 +272,7 @@ fn meant<'k>(need: &Need, known: &BTreeSet<&'k str>) -> Vec<&'k str> {
 }
 
 /// The engine's error without the name that it gives to nameless templates.
-fn plain(error: &minijinja::Error) -> String {
+pub(super) fn plain(error: &minijinja::Error) -> String {
     let detail = error
         .detail()
         .map_or_else(String::new, |detail| format!(": {detail}"));

@@ -1,17 +1,11 @@
 //! `[cluster]` and `[lab]`.
 
-use super::label;
+use super::{RawCluster, label};
 use crate::finding::Findings;
 use crate::inventory::table::{Located, Table};
 use crate::inventory::{Cidr, Cluster, Cni, Lab, Reservations, Role};
 
-pub(super) type RawCluster = (
-    Located<Cluster>,
-    Vec<(&'static str, Located<Cidr>)>,
-    Vec<(Located<Role>, u32)>,
-);
-
-pub(super) fn cluster(root: &Table<'_, '_>, findings: &mut Findings<'_>) -> Option<RawCluster> {
+pub(super) fn cluster(root: &Table<'_, '_>, findings: &mut Findings<'_>) -> RawCluster {
     let known = [
         "name",
         "kubernetes",
@@ -24,13 +18,8 @@ pub(super) fn cluster(root: &Table<'_, '_>, findings: &mut Findings<'_>) -> Opti
         "success",
     ];
     let Some(table) = root.table("cluster", "[cluster]", &known, findings) else {
-        findings.add(
-            &(0..0),
-            "missing-key",
-            "no [cluster] table",
-            "see inventory/example.toml",
-        );
-        return None;
+        findings.add(&(0..0), "missing-key", "no [cluster] table", "see inventory/example.toml");
+        return RawCluster::default();
     };
     let name = label(&table, "name", 20, findings);
     let kubernetes = kubernetes(&table, findings);
@@ -41,33 +30,26 @@ pub(super) fn cluster(root: &Table<'_, '_>, findings: &mut Findings<'_>) -> Opti
     cni(&table, findings);
     let reservations = reservations(&table, findings);
     let success = success(&table, findings);
-    let ranges = [
-        ("pod_cidr", &pods),
-        ("service_cidr", &services),
-        ("node_cidr", &nodes),
-    ]
-    .into_iter()
-    .filter_map(|(name, range)| Some((name, range.clone()?)))
-    .collect();
-    let cluster = Cluster {
-        name: name?.value,
-        kubernetes: kubernetes?,
-        pod_cidr: pods?.value,
-        service_cidr: services?.value,
-        node_cidr: nodes?.value,
-        node_cidr_prefix: prefix.map_or(24, |prefix| prefix.value),
-        cni: Cni::Routes,
-        reservations,
-        success: success.iter().map(|(role, count)| (role.value, *count)).collect(),
+    let node_prefix = prefix.map_or(24, |prefix| prefix.value);
+    let ranges = [("pod_cidr", &pods), ("service_cidr", &services), ("node_cidr", &nodes)]
+        .into_iter()
+        .filter_map(|(name, range)| Some((name, range.clone()?)))
+        .collect();
+    let rules = success.iter().map(|(role, count)| (role.value, *count)).collect();
+    let whole = || {
+        Some(Cluster {
+            name: name?.value,
+            kubernetes: kubernetes?,
+            pod_cidr: pods?.value,
+            service_cidr: services?.value,
+            node_cidr: nodes?.value,
+            node_cidr_prefix: node_prefix,
+            cni: Cni::Routes,
+            reservations,
+            success: rules,
+        })
     };
-    Some((
-        Located {
-            value: cluster,
-            at: table.span().clone(),
-        },
-        ranges,
-        success,
-    ))
+    RawCluster { cluster: whole(), at: table.span().clone(), ranges, node_prefix, success }
 }
 
 fn kubernetes(table: &Table<'_, '_>, findings: &mut Findings<'_>) -> Option<String> {
@@ -96,29 +78,14 @@ fn cni(table: &Table<'_, '_>, findings: &mut Findings<'_>) {
 }
 
 fn reservations(cluster: &Table<'_, '_>, findings: &mut Findings<'_>) -> Reservations {
-    let known = [
-        "system_cpu",
-        "system_memory",
-        "kube_cpu",
-        "kube_memory",
-        "data_cpu",
-        "data_memory",
-    ];
+    let known = ["system_cpu", "system_memory", "kube_cpu", "kube_memory", "data_cpu", "data_memory"];
     let name = "[cluster.reservations]";
     let Some(table) = cluster.table("reservations", name, &known, findings) else {
         return Reservations::default();
     };
-    let mut cpu = |key| {
-        table
-            .parse(key, "wrong-unit", "\"250m\"", findings)
-            .map(|cpu| cpu.value)
-    };
+    let mut cpu = |key| table.parse(key, "wrong-unit", "\"250m\"", findings).map(|cpu| cpu.value);
     let (system_cpu, kube_cpu, data_cpu) = (cpu("system_cpu"), cpu("kube_cpu"), cpu("data_cpu"));
-    let mut memory = |key| {
-        table
-            .parse(key, "wrong-unit", "\"512MiB\"", findings)
-            .map(|memory| memory.value)
-    };
+    let mut memory = |key| table.parse(key, "wrong-unit", "\"512MiB\"", findings).map(|memory| memory.value);
     Reservations {
         system_cpu,
         kube_cpu,
@@ -137,13 +104,7 @@ fn success(cluster: &Table<'_, '_>, findings: &mut Findings<'_>) -> Vec<(Located
     let mut rules = Vec::new();
     for role in Role::ALL {
         if let Some(count) = table.integer::<u32>(role.name(), 0..=10_000, findings) {
-            rules.push((
-                Located {
-                    value: role,
-                    at: count.at,
-                },
-                count.value,
-            ));
+            rules.push((Located { value: role, at: count.at }, count.value));
         }
     }
     rules
@@ -152,8 +113,5 @@ fn success(cluster: &Table<'_, '_>, findings: &mut Findings<'_>) -> Vec<(Located
 pub(super) fn lab(root: &Table<'_, '_>, findings: &mut Findings<'_>) -> Option<Located<Lab>> {
     let table = root.table("lab", "[lab]", &["range"], findings)?;
     let range = table.need::<Cidr>("range", "bad-range", "\"10.77.0.0/24\"", findings)?;
-    Some(Located {
-        value: Lab { range: range.value },
-        at: range.at,
-    })
+    Some(Located { value: Lab { range: range.value }, at: range.at })
 }

@@ -17,30 +17,16 @@ pub(super) fn data(root: &Table<'_, '_>, findings: &mut Findings<'_>) -> Option<
         "minio_secret_key",
     ];
     let Some(table) = root.table("data", "[data]", &known, findings) else {
-        findings.add(
-            &(0..0),
-            "missing-key",
-            "no [data] table",
-            "see inventory/example.toml",
-        );
+        findings.add(&(0..0), "missing-key", "no [data] table", "see inventory/example.toml");
         return None;
     };
     let data_dir = table.need_text("data_dir", "\"/data/rackwright\"", findings);
     if let Some(dir) = &data_dir
         && (!dir.value.starts_with('/') || dir.value.split('/').any(|part| part == ".."))
     {
-        findings.add(
-            &dir.at,
-            "bad-path",
-            "`data_dir` is not an absolute path",
-            "such as `/data/rackwright`",
-        );
+        findings.add(&dir.at, "bad-path", "`data_dir` is not an absolute path", "such as `/data/rackwright`");
     }
-    let mut port = |key, default| {
-        table
-            .integer(key, 1..=65_535, findings)
-            .map_or(default, |port| port.value)
-    };
+    let mut port = |key, default| table.integer(key, 1..=65_535, findings).map_or(default, |port| port.value);
     let (clickhouse_port, minio_port) = (port("clickhouse_port", 8123), port("minio_port", 9000));
     let mut word = |key| plain_word(&table, key, "rackwright", findings);
     let (clickhouse_user, minio_access_key) = (word("clickhouse_user"), word("minio_access_key"));
@@ -65,12 +51,7 @@ fn plain_word(table: &Table<'_, '_>, key: &str, default: &str, findings: &mut Fi
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
     if text.value.is_empty() || !text.value.bytes().all(plain) {
         let hint = "letters, digits, `_`, `-` and `.`";
-        findings.add(
-            &text.at,
-            "bad-name",
-            format!("`{key}` has characters that need quoting"),
-            hint,
-        );
+        findings.add(&text.at, "bad-name", format!("`{key}` has characters that need quoting"), hint);
     }
     text.value.to_owned()
 }
@@ -83,31 +64,15 @@ pub(super) fn datasets(root: &Table<'_, '_>, findings: &mut Findings<'_>) -> Vec
             root.wrong_type("datasets", "a table", value, findings);
             continue;
         };
-        let known = [
-            "source",
-            "table",
-            "bucket",
-            "prefix",
-            "role",
-            "min_nodes",
-            "target_nodes",
-        ];
+        let known = ["source", "table", "bucket", "prefix", "role", "min_nodes", "target_nodes"];
         let table = Table::new(&title, name.at.clone(), inner, &known, findings);
         let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         if !name.value.bytes().all(plain) || name.value.is_empty() || name.value.len() > 40 {
             let hint = "lower-case letters, digits and `-`, at most 40 characters";
-            findings.add(
-                &name.at,
-                "bad-name",
-                format!("`{}` is no dataset name", name.value),
-                hint,
-            );
+            findings.add(&name.at, "bad-name", format!("`{}` is no dataset name", name.value), hint);
         }
         if let Some(dataset) = dataset(&table, name.value, findings) {
-            datasets.push(Located {
-                value: dataset,
-                at: name.at,
-            });
+            datasets.push(Located { value: dataset, at: name.at });
         }
     }
     datasets
@@ -116,20 +81,10 @@ pub(super) fn datasets(root: &Table<'_, '_>, findings: &mut Findings<'_>) -> Vec
 fn dataset(table: &Table<'_, '_>, name: &str, findings: &mut Findings<'_>) -> Option<Dataset> {
     let source = dataset_source(table, findings);
     let role = table.need::<Role>("role", "unknown-role", "\"ml\"", findings);
-    let mut count = |key| {
-        table
-            .integer(key, 1..=10_000, findings)
-            .map_or(1, |count| count.value)
-    };
+    let mut count = |key| table.integer(key, 1..=10_000, findings).map_or(1, |count| count.value);
     let min_nodes = count("min_nodes");
     let target_nodes = count("target_nodes").max(min_nodes);
-    Some(Dataset {
-        name: name.to_owned(),
-        source: source?,
-        role: role?.value,
-        min_nodes,
-        target_nodes,
-    })
+    Some(Dataset { name: name.to_owned(), source: source?, role: role?.value, min_nodes, target_nodes })
 }
 
 fn dataset_source(table: &Table<'_, '_>, findings: &mut Findings<'_>) -> Option<DatasetSource> {
@@ -139,48 +94,28 @@ fn dataset_source(table: &Table<'_, '_>, findings: &mut Findings<'_>) -> Option<
         "s3" => ("bucket", ["table"].as_slice()),
         other => {
             let message = format!("unknown source `{other}`");
-            findings.add(
-                &source.at,
-                "unknown-value",
-                message,
-                "one of `clickhouse` and `s3`",
-            );
+            findings.add(&source.at, "unknown-value", message, "one of `clickhouse` and `s3`");
             return None;
         }
     };
     for key in foreign {
         if let Some(value) = table.get(key) {
             let message = format!("`{key}` does not go with `source = \"{}\"`", source.value);
-            findings.add(
-                &value.span(),
-                "unknown-key",
-                message,
-                format!("this source takes `{own}`"),
-            );
+            findings.add(&value.span(), "unknown-key", message, format!("this source takes `{own}`"));
         }
     }
-    let prefix = table
-        .text("prefix", findings)
-        .map_or_else(String::new, |prefix| prefix.value.to_owned());
+    let prefix = table.text("prefix", findings).map_or_else(String::new, |prefix| prefix.value.to_owned());
     if own == "bucket" {
-        let bucket = table
-            .need_text("bucket", "\"my-bucket\"", findings)?
-            .value
-            .to_owned();
+        let bucket = table.need_text("bucket", "\"my-bucket\"", findings)?.value.to_owned();
         return Some(DatasetSource::S3 { bucket, prefix });
     }
     let name = table.need_text("table", "\"database.table\"", findings)?;
     let word = |part: &str| {
-        !part.is_empty()
-            && part
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
     };
     if name.value.split('.').count() != 2 || !name.value.split('.').all(word) {
         let message = format!("`table = \"{}\"` is not `database.table`", name.value);
         findings.add(&name.at, "bad-name", message, "such as `apt.packages`");
     }
-    Some(DatasetSource::ClickHouse {
-        table: name.value.to_owned(),
-    })
+    Some(DatasetSource::ClickHouse { table: name.value.to_owned() })
 }

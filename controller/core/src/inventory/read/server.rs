@@ -18,11 +18,7 @@ pub(super) struct SshDefaults {
 }
 
 pub(super) fn ssh_defaults(root: &Table<'_, '_>, findings: &mut Findings<'_>) -> SshDefaults {
-    let mut defaults = SshDefaults {
-        user: "root".to_owned(),
-        port: 22,
-        key: None,
-    };
+    let mut defaults = SshDefaults { user: "root".to_owned(), port: 22, key: None };
     if let Some(table) = root.table("ssh", "[ssh]", &["user", "port", "key"], findings) {
         if let Some(user) = table.need_text("user", "\"root\"", findings) {
             user.value.clone_into(&mut defaults.user);
@@ -47,9 +43,7 @@ pub(super) fn servers(
         root.wrong_type("server", "a list of tables ([[server]])", value, findings);
         return Vec::new();
     };
-    list.iter()
-        .filter_map(|item| server(root, item, defaults, findings))
-        .collect()
+    list.iter().filter_map(|item| server(root, item, defaults, findings)).collect()
 }
 
 fn server(
@@ -79,22 +73,14 @@ fn server(
     let table = Table::new("[[server]]", item.span(), inner, &known, findings);
     let name = label(&table, "name", 40, findings);
     let address = table.need::<Ipv4Addr>("address", "bad-address", "\"10.20.0.11\"", findings);
-    let role = table
-        .need::<Role>("role", "unknown-role", "\"ml\"", findings)
-        .map(|role| role.value);
-    let owned = |text: Located<&str>| Located {
-        value: text.value.to_owned(),
-        at: text.at,
-    };
+    let role = table.need::<Role>("role", "unknown-role", "\"ml\"", findings).map(|role| role.value);
+    let owned = |text: Located<&str>| Located { value: text.value.to_owned(), at: text.at };
     let bastion = table.text("bastion", findings).map(owned);
     let ssh = ssh(&table, defaults, findings);
     let lab = lab_server(&table, findings);
     let raw = RawServer {
         at: item.span(),
-        name: name.clone().unwrap_or(Located {
-            value: String::new(),
-            at: item.span(),
-        }),
+        name: name.clone().unwrap_or(Located { value: String::new(), at: item.span() }),
         address: address.clone(),
         role,
         bastion: bastion.clone(),
@@ -105,9 +91,7 @@ fn server(
     let (rack, switch, provider) = (word("rack"), word("switch"), word("provider"));
     let contract = contract(&table, findings);
     let disks = disks(&table, findings);
-    let gpus_expected = table
-        .integer("gpus_expected", 0..=64, findings)
-        .map_or(0, |gpus| gpus.value);
+    let gpus_expected = table.integer("gpus_expected", 0..=64, findings).map_or(0, |gpus| gpus.value);
     let whole = || {
         let (name, address, bastion) = (name?.value, address?.value, bastion.map(|bastion| bastion.value));
         let role = role?;
@@ -130,12 +114,8 @@ fn server(
 }
 
 fn ssh(server: &Table<'_, '_>, defaults: &SshDefaults, findings: &mut Findings<'_>) -> Ssh {
-    let mut ssh = Ssh {
-        user: defaults.user.clone(),
-        port: defaults.port,
-        key: defaults.key.clone(),
-        host_key: None,
-    };
+    let mut ssh =
+        Ssh { user: defaults.user.clone(), port: defaults.port, key: defaults.key.clone(), host_key: None };
     let known = ["user", "port", "key", "host_key"];
     if let Some(table) = server.table("ssh", "`ssh` of a server", &known, findings) {
         if let Some(user) = table.text("user", findings) {
@@ -157,12 +137,7 @@ fn host_key(table: &Table<'_, '_>, findings: &mut Findings<'_>) -> Option<String
     if digest.is_none_or(|digest| digest.len() != 43 || !digest.bytes().all(base64)) {
         let hint =
             "write what `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` prints on the server: `SHA256:…`";
-        findings.add(
-            &text.at,
-            "bad-host-key",
-            "`host_key` is no SHA256 fingerprint",
-            hint,
-        );
+        findings.add(&text.at, "bad-host-key", "`host_key` is no SHA256 fingerprint", hint);
         return None;
     }
     Some(text.value.to_owned())
@@ -173,11 +148,7 @@ fn lab_server(server: &Table<'_, '_>, findings: &mut Findings<'_>) -> Option<Lab
     let memory = table.need("memory", "wrong-unit", "\"3GiB\"", findings);
     let cpu = table.need("cpu", "wrong-unit", "\"1500m\"", findings);
     let disk = table.need("disk", "wrong-unit", "\"8GiB\"", findings);
-    Some(LabServer {
-        memory: memory?.value,
-        cpu: cpu?.value,
-        disk: disk?.value,
-    })
+    Some(LabServer { memory: memory?.value, cpu: cpu?.value, disk: disk?.value })
 }
 
 fn contract(server: &Table<'_, '_>, findings: &mut Findings<'_>) -> Option<Contract> {
@@ -201,30 +172,16 @@ fn contract(server: &Table<'_, '_>, findings: &mut Findings<'_>) -> Option<Contr
         }
     };
     let (monthly, setup) = (money("monthly"), money("setup"));
-    let term_months = table
-        .integer("term_months", 0..=120, findings)
-        .map_or(1, |months| months.value);
-    let since = table
-        .need_text("since", "\"2026-01-15\"", findings)
-        .and_then(|text| {
-            let date = text.value.parse::<Date>().ok();
-            if date.is_none() {
-                let message = format!("`since = \"{}\"` is no date", text.value);
-                findings.add(
-                    &text.at,
-                    "bad-date",
-                    message,
-                    "year-month-day, such as \"2026-01-15\"",
-                );
-            }
-            date
-        });
-    Some(Contract {
-        monthly: monthly?,
-        setup: setup?,
-        term_months,
-        since: since?,
-    })
+    let term_months = table.integer("term_months", 0..=120, findings).map_or(1, |months| months.value);
+    let since = table.need_text("since", "\"2026-01-15\"", findings).and_then(|text| {
+        let date = text.value.parse::<Date>().ok();
+        if date.is_none() {
+            let message = format!("`since = \"{}\"` is no date", text.value);
+            findings.add(&text.at, "bad-date", message, "year-month-day, such as \"2026-01-15\"");
+        }
+        date
+    });
+    Some(Contract { monthly: monthly?, setup: setup?, term_months, since: since? })
 }
 
 fn disks(server: &Table<'_, '_>, findings: &mut Findings<'_>) -> Vec<String> {
