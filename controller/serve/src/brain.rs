@@ -1,0 +1,451 @@
+//! The loop: the one owner of the scheduler's state.
+//!
+//! Everything that happens arrives here through bounded queues, is told to the scheduler, and leaves as
+//! a batch for the store and then, once that is durable, as tasks for the workers. When the store
+//! cannot write, nothing leaves until it can; submits are refused meanwhile.
+
+use crate::cluster::Change;
+use crate::counters::Counters;
+use crate::data_source::Checkpoint;
+use crate::hands::{Done, Hands, Task};
+use crate::health::Health;
+use crate::history;
+use crate::pod;
+use crate::problem::Chain;
+use crate::seen::{PodSeen, PodState};
+use crate::world::World;
+use futures::stream::BoxStream;
+use futures::{FutureExt as _, StreamExt as _};
+use rackwright_core::job::{Action, Event, JobRecord, What};
+use rackwright_core::sched::Sched;
+use rackwright_store::{AuditRow, Batch, JobUpdate, Seq, SqliteStore, Store as _, StoreError};
+use rackwright_wire::id::{JobId, Owner, PodKey};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::{RwLock, mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Inputs taken into one batch: bounds how long a commit and its replies can take.
+const BATCH: usize = 512;
+/// Between two tries to write while the store cannot.
+const STORE_PAUSE: Duration = Duration::from_millis(500);
+/// Between two looks for checkpoints of running tasks.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// The scheduler is asked at least this often, whatever it says it waits for.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+/// Events after which the log is shortened by a snapshot.
+const SNAPSHOT_EVERY: usize = 20_000;
+
+/// A question about the current state, answered in the loop.
+pub(crate) type Question = Box<dyn FnOnce(&Sched, &World) + Send>;
+
+/// What the HTTP interface tells the loop.
+pub(crate) enum Input {
+    /// The store has accepted a job.
+    Accepted(Box<JobRecord>, Seq),
+    /// A person wants a job to end; answered once that is durable.
+    Cancel { job: Box<JobRecord>, by: Owner, audit: Box<AuditRow>, done: oneshot::Sender<()> },
+    /// A question.
+    Ask(Question),
+}
+
+/// Everything that the loop owns.
+pub(crate) struct Brain {
+    /// The store.
+    pub(crate) store: SqliteStore,
+    /// The state machine.
+    pub(crate) sched: Sched,
+    /// The last sight of the cluster.
+    pub(crate) world: World,
+    /// The workers.
+    pub(crate) hands: Hands,
+    /// From the HTTP interface.
+    pub(crate) inputs: mpsc::Receiver<Input>,
+    /// From the workers.
+    pub(crate) done: mpsc::Receiver<Done>,
+    /// From the watches.
+    pub(crate) changes: BoxStream<'static, Change>,
+    /// What others may know without asking.
+    pub(crate) health: Arc<Health>,
+    /// Counts what was done.
+    pub(crate) counters: Arc<Counters>,
+    /// Held by submits between the store's answer and the loop's input: a snapshot must not fall between.
+    pub(crate) gate: Arc<RwLock<()>>,
+    /// Time between two full passes.
+    pub(crate) full_pass: Duration,
+    /// Whether a data plane answers about checkpoints.
+    pub(crate) has_data: bool,
+    /// Records of jobs with pods, shared with the workers.
+    pub(crate) records: HashMap<JobId, Arc<JobRecord>>,
+    /// The last position of the log that the state contains.
+    pub(crate) last: Seq,
+}
+
+/// What one round collected.
+#[derive(Default)]
+struct Round {
+    batch: Batch,
+    replies: Vec<oneshot::Sender<()>>,
+    tasks: Vec<Task>,
+}
+
+impl Brain {
+    /// Runs until stopped, or until the store is gone for good.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let mut since_snapshot = 0;
+        let mut pass = tokio::time::interval(self.full_pass);
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        loop {
+            let mut round = Round::default();
+            let wake = self.next_wake();
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Some(input) = self.inputs.recv() => self.input(input, &mut round),
+                Some(done) = self.done.recv() => self.done(done, &mut round),
+                Some(change) = self.changes.next() => self.change(change, &mut round),
+                _ = pass.tick() => self.full_pass(&mut round),
+                _ = look.tick() => self.look(&mut round),
+                () = tokio::time::sleep_until(wake) => {}
+            }
+            self.drain(&mut round);
+            since_snapshot += round.batch.events.len();
+            if !self.finish(round, &stop).await {
+                break;
+            }
+            if since_snapshot >= SNAPSHOT_EVERY {
+                since_snapshot = 0;
+                self.snapshot(&stop).await;
+            }
+        }
+        self.health.stopped();
+    }
+
+    /// Decides, makes all of it durable, and only then lets it out; false when the store is gone.
+    async fn finish(&mut self, mut round: Round, stop: &CancellationToken) -> bool {
+        self.decide(&mut round);
+        let durable = self.persist(&round.batch, stop).await;
+        if durable {
+            self.act(round);
+        }
+        durable
+    }
+
+    /// When the scheduler wants to be asked again.
+    fn next_wake(&self) -> Instant {
+        let wait = self.sched.next_wake_ms().map_or(LONGEST_SLEEP, |at| {
+            Duration::from_millis(at.saturating_sub(now_ms())).clamp(Duration::from_millis(1), LONGEST_SLEEP)
+        });
+        Instant::now() + wait
+    }
+
+    /// Takes what else is waiting, so that it shares one commit.
+    fn drain(&mut self, round: &mut Round) {
+        for _ in 0..BATCH {
+            let mut idle = true;
+            if let Ok(input) = self.inputs.try_recv() {
+                self.input(input, round);
+                idle = false;
+            }
+            if let Ok(done) = self.done.try_recv() {
+                self.done(done, round);
+                idle = false;
+            }
+            if let Some(Some(change)) = self.changes.next().now_or_never() {
+                self.change(change, round);
+                idle = false;
+            }
+            if idle {
+                return;
+            }
+        }
+    }
+
+    fn input(&mut self, input: Input, round: &mut Round) {
+        match input {
+            Input::Accepted(job, seq) => {
+                self.last = self.last.max(seq);
+                // Its event is in the log already: the store wrote it with the job's row.
+                let event = Event::new(job.submitted_at_ms, What::Submitted { job });
+                self.sched.apply(&event);
+            }
+            Input::Cancel { job, by, audit, done } => {
+                let id = job.id;
+                // The caller may know of the job before its own input has arrived here.
+                self.sched.apply(&Event::new(job.submitted_at_ms, What::Submitted { job }));
+                self.learn(What::CancelRequested { job: id, by }, round);
+                round.batch.audit.push(*audit);
+                round.replies.push(done);
+            }
+            Input::Ask(question) => question(&self.sched, &self.world),
+        }
+    }
+
+    fn change(&mut self, change: Change, round: &mut Round) {
+        self.counters.add("watch_events");
+        if let Change::Pod(pod) = &change
+            && self.must_settle(pod)
+        {
+            self.world.note(pod);
+            self.settle(pod, round);
+            return;
+        }
+        for what in self.world.change(change, &self.sched) {
+            self.learn(what, round);
+        }
+    }
+
+    fn done(&mut self, done: Done, round: &mut Round) {
+        match done {
+            Done::Event(what) => self.learn(what, round),
+            Done::Tail { pod, log_tail } => {
+                if let Some(row) = history::row(&self.sched, pod, log_tail) {
+                    round.batch.attempts.push(row);
+                    self.learn(What::Archived { pod }, round);
+                }
+            }
+            Done::Settled { seen, checkpoint } => {
+                if let (Some(found), Some(key)) = (checkpoint, seen.ours) {
+                    self.checkpoint(found, key, round);
+                }
+                for what in self.world.change(Change::Pod(seen), &self.sched) {
+                    self.learn(what, round);
+                }
+            }
+            Done::Found(found, key) => self.checkpoint(found, key, round),
+            Done::Listed(snapshot) => {
+                self.health.synced(now_ms());
+                let pods = snapshot.pods.iter().filter(|pod| self.must_settle(pod));
+                let held: HashSet<String> = pods.map(|pod| pod.uid.clone()).collect();
+                for pod in snapshot.pods.iter().filter(|pod| held.contains(&pod.uid)) {
+                    self.settle(pod, round);
+                }
+                for what in self.world.snapshot(*snapshot, &held, &self.sched) {
+                    self.learn(what, round);
+                }
+            }
+            Done::Nothing => {}
+        }
+    }
+
+    /// A pod that failed and writes checkpoints: its last one may still be on its way off the node, and
+    /// the scheduler decides about the retry as soon as it hears of the end.
+    fn must_settle(&self, pod: &PodSeen) -> bool {
+        let Some(key) = pod.ours else { return false };
+        let failed = matches!(pod.state, PodState::Failed(_));
+        let checkpoints = self.sched.job(key.job).is_some_and(|job| job.spec.checkpoint.is_some());
+        let open = self.sched.attempt(key).is_some_and(|attempt| attempt.outcome.is_none());
+        self.has_data && failed && checkpoints && open
+    }
+
+    fn settle(&mut self, pod: &PodSeen, round: &mut Round) {
+        if let Some(job) = pod.ours.and_then(|key| self.record(key.job)) {
+            round.tasks.push(Task::Settle { job, seen: Box::new(pod.clone()) });
+        }
+    }
+
+    fn checkpoint(&mut self, found: Checkpoint, key: PodKey, round: &mut Round) {
+        let pod = PodKey { attempt: rackwright_wire::id::AttemptNo(found.attempt), ..key };
+        self.learn(What::CheckpointSealed { pod, step: found.set.step, set: found.set.set }, round);
+    }
+
+    fn full_pass(&mut self, round: &mut Round) {
+        self.world.requested(&self.sched);
+        round.tasks.push(Task::List);
+        if self.health.is_synced() {
+            for action in self.sched.outstanding() {
+                round.tasks.extend(self.task(action));
+            }
+        }
+    }
+
+    fn look(&mut self, round: &mut Round) {
+        if !self.has_data {
+            return;
+        }
+        let running = self.world.ours().filter(|pod| matches!(pod.state, PodState::Running { .. }));
+        let keys: Vec<PodKey> = running.filter_map(|pod| pod.ours).collect();
+        for pod in keys {
+            if let Some(job) = self.record(pod.job).filter(|job| job.spec.checkpoint.is_some()) {
+                round.tasks.push(Task::Look { job, pod });
+            }
+        }
+    }
+
+    /// Tells the scheduler, and the log when it is news.
+    fn learn(&mut self, what: What, round: &mut Round) {
+        let event = Event::new(now_ms(), what);
+        if self.sched.is_news(&event) {
+            self.sched.apply(&event);
+            round.batch.events.push(event);
+        }
+    }
+
+    /// Nothing is decided before the cluster was seen once: what the log says of it may be old.
+    fn decide(&mut self, round: &mut Round) {
+        if self.health.is_synced() {
+            let now = now_ms();
+            for action in self.sched.decide(now) {
+                round.batch.events.push(Event::decided(now, action.clone()));
+                round.tasks.extend(self.task(action));
+            }
+        }
+        for view in self.sched.take_changed() {
+            if self.sched.job(view.id).is_none() {
+                self.records.remove(&view.id);
+            }
+            round.batch.jobs.push(JobUpdate {
+                id: view.id,
+                phase: view.phase,
+                counts: view.counts,
+                outcome: view.outcome,
+                started_at_ms: view.started_at_ms,
+                finished_at_ms: view.finished_at_ms,
+            });
+        }
+    }
+
+    /// What the workers need to carry an action out; `None` when there is nothing to carry out.
+    fn task(&mut self, action: Action) -> Option<Task> {
+        Some(match action {
+            Action::CreatePod { pod, node, resume } => {
+                Task::Create { job: self.record(pod.job)?, pod, node, resume }
+            }
+            Action::StopPod { pod, uid, .. } => Task::Stop { namespace: self.namespace(pod)?, pod, uid },
+            Action::Archive { pod, uid } => Task::Archive {
+                readable: uid.is_some() && self.has_log(pod),
+                namespace: self.namespace(pod).unwrap_or_default(),
+                pod,
+            },
+            Action::Prune { pod, uid, force } => {
+                Task::Prune { namespace: self.namespace(pod)?, pod, uid, force }
+            }
+            Action::DeclareLost { .. } | Action::FinishJob { .. } | Action::StopJob { .. } => return None,
+        })
+    }
+
+    /// A kubelet that is away hands out no log, and asking it takes its time.
+    fn has_log(&self, pod: PodKey) -> bool {
+        let ready = self.sched.attempt(pod).and_then(|attempt| self.world.nodes().get(&attempt.node));
+        ready.is_some_and(|node| node.ready) && self.world.pod_of(pod).is_some()
+    }
+
+    fn namespace(&mut self, pod: PodKey) -> Option<String> {
+        let there = self.world.pod_of(pod).map(|seen| seen.namespace.clone());
+        there.or_else(|| Some(pod::namespace(&self.record(pod.job)?.team)))
+    }
+
+    /// The job's record, shared with all tasks of its pods.
+    fn record(&mut self, job: JobId) -> Option<Arc<JobRecord>> {
+        if let Some(record) = self.records.get(&job) {
+            return Some(Arc::clone(record));
+        }
+        let record = Arc::new(self.sched.job(job)?.clone());
+        self.records.insert(job, Arc::clone(&record));
+        Some(record)
+    }
+
+    /// Makes the round durable, however long that takes; false when it never will be.
+    async fn persist(&mut self, batch: &Batch, stop: &CancellationToken) -> bool {
+        if batch.is_empty() {
+            return true;
+        }
+        loop {
+            match self.store.append(batch.clone()).await {
+                Ok(seq) => {
+                    self.last = self.last.max(seq);
+                    self.health.store(true);
+                    return true;
+                }
+                Err(StoreError::Closed) => return false,
+                Err(cause) => {
+                    self.health.store(false);
+                    self.counters.add("store_retries");
+                    tracing::error!(error = %Chain(&cause), "failed to write; nothing leaves until it works");
+                }
+            }
+            if stop.run_until_cancelled(tokio::time::sleep(STORE_PAUSE)).await.is_none() {
+                return false;
+            }
+        }
+    }
+
+    fn act(&self, round: Round) {
+        for reply in round.replies {
+            let _caller_left = reply.send(());
+        }
+        for task in round.tasks {
+            self.hands.take(task);
+        }
+    }
+
+    /// Shortens the log. Submits wait for the moment that it takes to copy the state: one whose event is
+    /// in the log but not in the state would be lost with the events before the snapshot.
+    async fn snapshot(&mut self, stop: &CancellationToken) {
+        let gate = Arc::clone(&self.gate);
+        let closed = gate.write().await;
+        while !self.inputs.is_empty() {
+            let mut round = Round::default();
+            self.drain(&mut round);
+            if !self.finish(round, stop).await {
+                return;
+            }
+        }
+        let (at, snapshot) = (self.last, self.sched.snapshot());
+        drop(closed);
+        let text = match tokio::task::spawn_blocking(move || serde_json::to_string(&snapshot)).await {
+            Ok(Ok(text)) => text,
+            Ok(Err(cause)) => return tracing::error!(error = %cause, "failed to write a snapshot"),
+            Err(cause) => return tracing::error!(error = %cause, "failed to write a snapshot"),
+        };
+        if let Err(cause) = self.store.save_snapshot(at, text).await {
+            tracing::warn!(error = %Chain(&cause), "failed to keep a snapshot; the log stays long");
+        }
+    }
+}
+
+/// What is left of a state after a restart: the newest snapshot and the events after it.
+///
+/// # Errors
+/// The store cannot be read.
+pub(crate) async fn recover(
+    store: &SqliteStore,
+    config: rackwright_core::sched::Config,
+) -> Result<(Sched, Seq), RecoverError> {
+    let recovered = store.recover().await.map_err(RecoverError::Store)?;
+    let mut last = Seq::default();
+    let mut sched = match recovered.snapshot {
+        Some((at, text)) => {
+            last = at;
+            let snapshot = serde_json::from_str(&text).map_err(RecoverError::Snapshot)?;
+            Sched::restore(config, snapshot).map_err(RecoverError::Version)?
+        }
+        None => Sched::new(config),
+    };
+    for (at, event) in &recovered.events {
+        last = *at;
+        sched.apply(event);
+    }
+    Ok((sched, last))
+}
+
+/// Why the state could not be rebuilt; reads after "failed to".
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    /// The store cannot be read.
+    #[error("read the event log")]
+    Store(#[source] StoreError),
+    /// The snapshot cannot be read.
+    #[error("understand the newest snapshot")]
+    Snapshot(#[source] serde_json::Error),
+    /// The snapshot is of another build.
+    #[error("use the newest snapshot")]
+    Version(#[source] rackwright_core::sched::SnapshotError),
+}
+
+/// Milliseconds since the epoch.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,61 @@
+//! What the loop and the HTTP interface ask of the data plane.
+
+use crate::data::DataPlane;
+use crate::problem::Chain;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use rackwright_core::job::{CheckpointRef, DatasetPin, JobRecord};
+use rackwright_wire::id::{DatasetName, DatasetVersion, TaskIndex};
+use std::fmt::Debug;
+
+/// Answers about dataset versions and checkpoints.
+pub(crate) trait DataSource: Debug + Send + Sync + 'static {
+    /// The newest published version.
+    fn newest(&self, dataset: &DatasetName) -> Option<DatasetPin>;
+    /// The newest checkpoint of a task that is stored off its node; `None` when there is none, or when
+    /// that cannot be told now.
+    fn checkpoint<'a>(&'a self, job: &'a JobRecord, task: TaskIndex) -> BoxFuture<'a, Option<Checkpoint>>;
+}
+
+/// A sealed checkpoint and the attempt that wrote it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Checkpoint {
+    /// The attempt that wrote it.
+    pub(crate) attempt: u32,
+    /// What a pod resumes from.
+    pub(crate) set: CheckpointRef,
+}
+
+/// The data plane as a source.
+#[derive(Clone)]
+pub(crate) struct Plane(pub(crate) DataPlane);
+
+impl std::fmt::Debug for Plane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Plane")
+    }
+}
+
+impl DataSource for Plane {
+    fn newest(&self, dataset: &DatasetName) -> Option<DatasetPin> {
+        let version = self.0.newest_version(dataset.as_str())?;
+        Some(DatasetPin { name: dataset.clone(), version: DatasetVersion::new(&version).ok()?, generation: 0 })
+    }
+
+    fn checkpoint<'a>(&'a self, job: &'a JobRecord, task: TaskIndex) -> BoxFuture<'a, Option<Checkpoint>> {
+        async move {
+            let (team, project, id) = (job.team.as_str(), job.spec.project.as_str(), job.id.to_string());
+            match self.0.newest_checkpoint(team, project, &id, task.0).await {
+                Ok(found) => found.map(|sealed| Checkpoint {
+                    attempt: sealed.attempt,
+                    set: CheckpointRef { task, step: sealed.step, set: sealed.id() },
+                }),
+                Err(cause) => {
+                    tracing::warn!(job = %job.id, error = %Chain(&cause), "cannot tell the newest checkpoint");
+                    None
+                }
+            }
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,242 @@
+//! A cluster in memory, for what a real one cannot be made to do on command: lose a reply, be away for
+//! exactly this call, refuse a pod. Its kubelets do what the test says.
+
+use crate::cluster::{Change, Cluster, ClusterError, Created, Snapshot};
+use crate::seen::{self, PodSeen};
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::{self, BoxStream};
+use futures::{FutureExt as _, StreamExt as _};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use tokio::sync::mpsc;
+
+/// The cluster.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct FakeCluster(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    nodes: BTreeMap<String, Node>,
+    pods: BTreeMap<String, Pod>,
+    namespaces: Vec<String>,
+    watchers: Vec<mpsc::UnboundedSender<Change>>,
+    creations: BTreeMap<String, u32>,
+    next_uid: u32,
+    away: bool,
+    lose_replies: u32,
+}
+
+impl FakeCluster {
+    /// A cluster with one ready ml node of 4 CPUs and 4 GiB.
+    pub(crate) fn with_node(name: &str) -> Self {
+        let cluster = Self::default();
+        cluster.node(name, true);
+        cluster
+    }
+
+    /// Adds or changes a node.
+    pub(crate) fn node(&self, name: &str, ready: bool) {
+        let node: Node = serde_json::from_value(json!({
+            "metadata": {"name": name, "labels": {"rackwright.dev/role": "ml"}},
+            "spec": {"taints": [{"key": "rackwright.dev/jobs", "effect": "NoSchedule"}]},
+            "status": {
+                "allocatable": {"cpu": "4", "memory": "4Gi", "pods": "110"},
+                "capacity": {"cpu": "4", "memory": "4Gi", "pods": "110"},
+                "conditions": [{"type": "Ready", "status": if ready { "True" } else { "Unknown" }}],
+            },
+        }))
+        .unwrap();
+        let change = Change::Node(Box::new(seen::node(&node).unwrap()));
+        let mut state = self.0.lock().unwrap();
+        state.nodes.insert(name.to_owned(), node);
+        state.tell(change);
+    }
+
+    /// Whether the apiserver answers; while it does not, watches show nothing either.
+    pub(crate) fn set_away(&self, away: bool) {
+        self.0.lock().unwrap().away = away;
+    }
+
+    /// The next creations happen, but their answers are lost.
+    pub(crate) fn lose_replies(&self, count: u32) {
+        self.0.lock().unwrap().lose_replies = count;
+    }
+
+    /// Names of the pods that are there.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.0.lock().unwrap().pods.keys().cloned().collect()
+    }
+
+    /// How often each pod name was really created.
+    pub(crate) fn creations(&self) -> BTreeMap<String, u32> {
+        self.0.lock().unwrap().creations.clone()
+    }
+
+    /// Namespaces that were made.
+    pub(crate) fn namespaces(&self) -> Vec<String> {
+        self.0.lock().unwrap().namespaces.clone()
+    }
+
+    /// A pod as the apiserver has it.
+    pub(crate) fn get(&self, name: &str) -> Option<Pod> {
+        self.0.lock().unwrap().pods.get(name).cloned()
+    }
+
+    /// The kubelet writes a pod's status.
+    pub(crate) fn status(&self, name: &str, status: serde_json::Value) {
+        let mut state = self.0.lock().unwrap();
+        let pod = state.pods.get_mut(name).unwrap();
+        pod.status = serde_json::from_value(status).unwrap();
+        let change = Change::Pod(Box::new(seen::pod(pod)));
+        state.tell(change);
+    }
+
+    /// The kubelet starts a pod's container.
+    pub(crate) fn run(&self, name: &str) {
+        self.status(name, json!({"phase": "Running", "startTime": "2026-01-01T00:00:00Z"}));
+    }
+
+    /// The container ends.
+    pub(crate) fn end(&self, name: &str, exit_code: i32) {
+        let phase = if exit_code == 0 { "Succeeded" } else { "Failed" };
+        let reason = if exit_code == 0 { "Completed" } else { "Error" };
+        self.status(name, json!({"phase": phase, "containerStatuses": [{
+            "name": "job", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"terminated": {"exitCode": exit_code, "reason": reason}},
+        }]}));
+    }
+
+    fn away(&self, doing: &str) -> Result<(), ClusterError> {
+        if self.0.lock().unwrap().away {
+            return Err(ClusterError::Away { doing: doing.to_owned(), source: "switched off".into() });
+        }
+        Ok(())
+    }
+
+    fn create_pod(&self, pod: &Pod) -> Result<Created, ClusterError> {
+        self.away("create")?;
+        let mut state = self.0.lock().unwrap();
+        let name = pod.metadata.name.clone().unwrap();
+        if let Some(there) = state.pods.get(&name) {
+            let (there, wanted) = (seen::pod(there), seen::pod(pod));
+            return Ok(if there.ours == wanted.ours {
+                Created::Here(there.uid)
+            } else {
+                Created::Taken(there.name)
+            });
+        }
+        state.next_uid += 1;
+        let uid = format!("uid-{}", state.next_uid);
+        let mut made = pod.clone();
+        made.metadata.uid = Some(uid.clone());
+        state.pods.insert(name.clone(), made.clone());
+        *state.creations.entry(name).or_default() += 1;
+        if state.lose_replies > 0 {
+            state.lose_replies -= 1;
+            return Err(ClusterError::Away { doing: "create".to_owned(), source: "reply lost".into() });
+        }
+        state.tell(Change::Pod(Box::new(seen::pod(&made))));
+        Ok(Created::Here(uid))
+    }
+
+    fn remove(&self, name: &str, uid: &str) -> Result<(), ClusterError> {
+        self.away("delete")?;
+        let mut state = self.0.lock().unwrap();
+        let matches = state.pods.get(name).is_some_and(|pod| pod.metadata.uid.as_deref() == Some(uid));
+        if matches && let Some(pod) = state.pods.remove(name) {
+            state.tell(Change::PodGone(Box::new(seen::pod(&pod))));
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    fn tell(&mut self, change: Change) {
+        if !self.away {
+            self.watchers.retain(|watcher| watcher.send(change.clone()).is_ok());
+        }
+    }
+}
+
+impl Cluster for FakeCluster {
+    fn ensure_namespace<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), ClusterError>> {
+        async move {
+            self.away("namespace")?;
+            self.0.lock().unwrap().namespaces.push(name.to_owned());
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn create<'a>(&'a self, pod: &'a Pod) -> BoxFuture<'a, Result<Created, ClusterError>> {
+        async move { self.create_pod(pod) }.boxed()
+    }
+
+    fn end<'a>(&'a self, _: &'a str, name: &'a str, _: &'a str) -> BoxFuture<'a, Result<(), ClusterError>> {
+        async move {
+            self.away("end")?;
+            if self.get(name).is_none() {
+                return Err(ClusterError::NotFound { doing: "end".to_owned() });
+            }
+            self.status(name, json!({"phase": "Failed", "reason": "DeadlineExceeded"}));
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn delete<'a>(
+        &'a self,
+        _: &'a str,
+        name: &'a str,
+        uid: &'a str,
+        _: u32,
+    ) -> BoxFuture<'a, Result<(), ClusterError>> {
+        async move { self.remove(name, uid) }.boxed()
+    }
+
+    fn pod<'a>(&'a self, _: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<PodSeen>, ClusterError>> {
+        async move {
+            self.away("read")?;
+            Ok(self.get(name).as_ref().map(seen::pod))
+        }
+        .boxed()
+    }
+
+    fn snapshot(&self) -> BoxFuture<'_, Result<Snapshot, ClusterError>> {
+        async move {
+            self.away("list")?;
+            let state = self.0.lock().unwrap();
+            Ok(Snapshot {
+                nodes: state.nodes.values().filter_map(seen::node).collect(),
+                pods: state.pods.values().map(seen::pod).collect(),
+            })
+        }
+        .boxed()
+    }
+
+    fn watch(&self) -> BoxStream<'static, Change> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.0.lock().unwrap().watchers.push(sender);
+        stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) }).boxed()
+    }
+
+    fn logs<'a>(&'a self, _: &'a str, name: &'a str, _: usize) -> BoxFuture<'a, Result<String, ClusterError>> {
+        async move {
+            self.away("log")?;
+            Ok(format!("{name} said this\n"))
+        }
+        .boxed()
+    }
+
+    fn follow<'a>(
+        &'a self,
+        _: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<BoxStream<'static, Result<Bytes, std::io::Error>>, ClusterError>> {
+        let text = Bytes::from(format!("{name} said this\n"));
+        async move { Ok(stream::iter([Ok(text)]).boxed()) }.boxed()
+    }
+}

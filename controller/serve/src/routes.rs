@@ -1,0 +1,85 @@
+//! The table of the HTTP interface: every route, who may call it, and what it is for.
+//!
+//! The router, the authorisation and the OpenAPI document are all made from this one table; what is not
+//! in it answers 404.
+
+use rackwright_store::Role;
+
+/// One route.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Route {
+    /// Method.
+    pub(crate) method: &'static str,
+    /// Path with `{parameters}`.
+    pub(crate) path: &'static str,
+    /// Who may call it; everybody without a token when `None`.
+    pub(crate) role: Option<Role>,
+    /// One sentence.
+    pub(crate) summary: &'static str,
+    /// Query parameters.
+    pub(crate) query: &'static [&'static str],
+    /// Schema of the request's body.
+    pub(crate) body: Option<&'static str>,
+    /// Schema of the answer; plain text when `None`.
+    pub(crate) answer: Option<&'static str>,
+}
+
+const VIEWER: Option<Role> = Some(Role::Viewer);
+const SUBMITTER: Option<Role> = Some(Role::Submitter);
+const OPERATOR: Option<Role> = Some(Role::Operator);
+
+const fn get(path: &'static str, role: Option<Role>, answer: Option<&'static str>, summary: &'static str) -> Route {
+    Route { method: "GET", path, role, summary, query: &[], body: None, answer }
+}
+
+const fn post(
+    path: &'static str,
+    role: Option<Role>,
+    body: Option<&'static str>,
+    answer: Option<&'static str>,
+    summary: &'static str,
+) -> Route {
+    Route { method: "POST", path, role, summary, query: &[], body, answer }
+}
+
+const fn with(route: Route, query: &'static [&'static str]) -> Route {
+    Route { query, ..route }
+}
+
+/// Every route.
+pub(crate) const ROUTES: &[Route] = &[
+    post("/v1/jobs", SUBMITTER, Some("JobSpec"), Some("Submitted"), "Submit a job."),
+    with(
+        get("/v1/jobs", VIEWER, Some("JobList"), "List jobs, newest first."),
+        &["team", "owner", "project", "phase", "outcome", "limit", "after"],
+    ),
+    get("/v1/jobs/{id}", VIEWER, Some("Job"), "One job with its attempts."),
+    get("/v1/jobs/{id}/explain", VIEWER, Some("Explanation"), "Why a job waits, server by server."),
+    post("/v1/jobs/{id}/cancel", SUBMITTER, None, Some("Cancelled"), "End a job; what runs of it is stopped."),
+    with(
+        get("/v1/jobs/{id}/logs", VIEWER, None, "Output of one attempt; of the newest when none is named."),
+        &["task", "attempt", "follow"],
+    ),
+    get("/v1/queue", VIEWER, Some("Queue"), "What waits, in the order in which it is tried, and why."),
+    get("/v1/nodes", VIEWER, Some("NodeList"), "Nodes with their room, data and what takes room on them."),
+    with(
+        get("/v1/usage", VIEWER, Some("UsageList"), "What attempts held, and for how long: the rows of the bill."),
+        &["from", "to"],
+    ),
+    with(get("/v1/data", VIEWER, Some("Data"), "Dataset versions, node by node."), &[]),
+    get("/v1/tokens", OPERATOR, Some("TokenList"), "Tokens, without their secrets."),
+    post("/v1/tokens", OPERATOR, Some("TokenWanted"), Some("TokenMade"), "Make a token; it is shown this once."),
+    post("/v1/tokens/{id}/revoke", OPERATOR, None, Some("Token"), "Revoke a token."),
+    with(get("/v1/audit", OPERATOR, Some("AuditList"), "Who changed what."), &["limit", "after"]),
+    get("/v1/etcd", VIEWER, Some("Etcd"), "Pod records and etcd's size, now and at their peak."),
+    post("/v1/etcd/compact", OPERATOR, None, Some("Etcd"), "Compact etcd's history now."),
+    get("/openapi.json", None, Some("OpenApi"), "This interface as an OpenAPI document."),
+    get("/metrics", VIEWER, None, "Counters for Prometheus."),
+    get("/livez", None, None, "Whether the process answers."),
+    get("/readyz", None, None, "Whether submits are accepted."),
+];
+
+/// The route that a method and a matched path belong to.
+pub(crate) fn find(method: &str, path: &str) -> Option<&'static Route> {
+    ROUTES.iter().find(|route| route.method == method && route.path == path)
+}
