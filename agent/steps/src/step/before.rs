@@ -1,0 +1,94 @@
+//! What to keep before a step changes anything, so that it can be undone: files by content, packages
+//! that were absent, units' states. Goes into the journal's `applying` line, before the change.
+
+use super::{module, package, sysctl, unit};
+use crate::durable;
+use crate::error::StepError;
+use crate::hashes::hash_file;
+use crate::host::Host;
+use crate::owner::Owner;
+use rackwright_wire::step::{Step, StepKind};
+use serde_json::{Value, json};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+/// Bigger files are kept by a hard link instead of a copy.
+const COPY_LIMIT: u64 = 1024 * 1024;
+
+/// Saves what the step is about to replace and says where; `None` for kinds that replace nothing.
+///
+/// # Errors
+/// When a previous content cannot be saved: then nothing may be changed.
+pub fn before(host: &Host, step: &Step) -> Result<Option<Value>, StepError> {
+    let files: Vec<String> = match &step.kind {
+        StepKind::Package { names } => {
+            return Ok(Some(json!({ "absent_packages": package::missing(host, names)? })));
+        }
+        StepKind::Unit { name, .. } => {
+            let state = host.units.state(name)?;
+            let files = saved(host, &unit::Wanted::of(&step.kind)?.paths())?;
+            return Ok(Some(json!({ "unit": name, "active": state.active, "files": files })));
+        }
+        StepKind::Directory { path, .. } => {
+            return Ok(Some(json!({ "path": path, "absent": !host.path(path).exists() })));
+        }
+        StepKind::File { path, .. } | StepKind::Artifact { path, .. } => vec![path.clone()],
+        StepKind::Sysctl { file, .. } => vec![sysctl::path(file)],
+        StepKind::Module { .. } => vec![module::path(&step.id)],
+        StepKind::Mount { .. } => vec!["/etc/fstab".to_owned()],
+        StepKind::Certificate(wanted) => {
+            vec![wanted.key.clone(), wanted.cert.clone(), wanted.ca_cert.clone()]
+        }
+        StepKind::KeyPair { key, public, .. } => vec![key.clone(), public.clone()],
+        StepKind::Slice { name, .. } => vec![format!("/etc/systemd/system/{name}")],
+        StepKind::Image { .. } | StepKind::User { .. } | StepKind::Wait { .. } | StepKind::Command { .. } => {
+            return Ok(None);
+        }
+    };
+    Ok(Some(json!({ "files": saved(host, &files)? })))
+}
+
+fn saved(host: &Host, paths: &[String]) -> Result<Vec<Value>, StepError> {
+    paths.iter().map(|path| save(host, path)).collect()
+}
+
+fn save(host: &Host, path: &str) -> Result<Value, StepError> {
+    let place = host.path(path);
+    let Ok(metadata) = fs::metadata(&place) else {
+        return Ok(json!({ "path": path, "absent": true }));
+    };
+    let folder = host.state("journal/before");
+    durable::make_dir(&folder, 0o700).map_err(|error| StepError::io("make", &folder, error))?;
+    let kept = if metadata.len() <= COPY_LIMIT { copy(&folder, &place) } else { link(&folder, &place) };
+    let kept = kept.map_err(|error| StepError::io("keep the previous content of", &place, error))?;
+    let owner = Owner::of(&metadata);
+    Ok(json!({
+        "path": path,
+        "kept": kept,
+        "mode": format!("{:04o}", metadata.permissions().mode() & 0o7777),
+        "owner": format!("{}:{}", owner.uid, owner.gid),
+    }))
+}
+
+/// By content, under its BLAKE3; only root reads it, whoever could read the original.
+fn copy(folder: &Path, place: &Path) -> std::io::Result<String> {
+    let content = fs::read(place)?;
+    let name = blake3::hash(&content).to_hex().to_string();
+    let kept = folder.join(&name);
+    if !kept.exists() {
+        durable::write(&kept, &content, 0o600, None)?;
+    }
+    Ok(name)
+}
+
+/// The same inode under another name: free, and safe because we only ever replace files by renaming.
+fn link(folder: &Path, place: &Path) -> std::io::Result<String> {
+    let name = format!("sha256-{}", hash_file(place)?);
+    let kept = folder.join(&name);
+    if !kept.exists() && fs::hard_link(place, &kept).is_err() {
+        fs::copy(place, &kept)?;
+    }
+    durable::sync_parent(&kept)?;
+    Ok(name)
+}
