@@ -35,11 +35,7 @@ pub fn index_files(lists: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(lists)? {
         let entry = entry?;
-        if entry
-            .file_name()
-            .to_string_lossy()
-            .contains("_binary-amd64_Packages")
-        {
+        if entry.file_name().to_string_lossy().contains("_binary-amd64_Packages") {
             found.push((entry.metadata()?.len(), entry.path()));
         }
     }
@@ -82,12 +78,7 @@ impl Builder {
             .filter_map(|line| line.split_once(':'))
             .collect();
         let get = |name: &str| fields.get(name).map_or("", |value| value.trim());
-        let count = |name: &str| {
-            get(name)
-                .split(',')
-                .filter(|part| !part.trim().is_empty())
-                .count()
-        };
+        let count = |name: &str| get(name).split(',').filter(|part| !part.trim().is_empty()).count();
         let number = |name: &str| get(name).parse::<u64>().unwrap_or(0);
         let next = self.sections.len() + 1;
         let section = *self.sections.entry(get("Section").to_owned()).or_insert(next);
@@ -119,15 +110,8 @@ impl Builder {
     }
 
     fn finish(self) -> Table {
-        let columns = COLUMNS
-            .iter()
-            .map(|(name, kind)| ((*name).to_owned(), *kind))
-            .collect();
-        Table {
-            columns,
-            tsv: self.tsv,
-            rows: self.rows,
-        }
+        let columns = COLUMNS.iter().map(|(name, kind)| ((*name).to_owned(), *kind)).collect();
+        Table { columns, tsv: self.tsv, rows: self.rows }
     }
 }
 
@@ -143,14 +127,7 @@ mod tests {
         );
         let table = builder.finish();
         assert_eq!(table.rows, 2);
-        assert_eq!(
-            table.tsv.lines().next(),
-            Some("0\t1\t3\t0\t1\t0\t2\t0\t0\t0\t4\t1\t12\t3")
-        );
-        assert!(
-            table
-                .create("t")
-                .starts_with("CREATE TABLE t (`id` UInt32, `section` UInt16")
-        );
+        assert_eq!(table.tsv.lines().next(), Some("0\t1\t3\t0\t1\t0\t2\t0\t0\t0\t4\t1\t12\t3"));
+        assert!(table.create("t").starts_with("CREATE TABLE t (`id` UInt32, `section` UInt16"));
     }
 }

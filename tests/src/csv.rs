@@ -30,29 +30,19 @@ pub enum CsvError {
 /// # Errors
 /// [`CsvError`] names the first line that does not fit.
 pub fn read(text: &str) -> Result<Table, CsvError> {
-    let mut lines = text
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty());
+    let mut lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let (_, header) = lines.next().ok_or(CsvError::Empty)?;
     let names = cells(header);
     let mut rows = Vec::new();
     for (index, line) in lines {
         let row = cells(line);
         if row.len() != names.len() {
-            return Err(CsvError::Ragged {
-                line: index + 1,
-                cells: row.len(),
-                columns: names.len(),
-            });
+            return Err(CsvError::Ragged { line: index + 1, cells: row.len(), columns: names.len() });
         }
         rows.push(row);
     }
     let numeric: Vec<bool> = (0..names.len())
-        .map(|column| {
-            rows.iter()
-                .all(|row| row.get(column).is_some_and(|cell| cell.parse::<f64>().is_ok()))
-        })
+        .map(|column| rows.iter().all(|row| row.get(column).is_some_and(|cell| cell.parse::<f64>().is_ok())))
         .collect();
     let mut codes: Vec<BTreeMap<&str, usize>> = vec![BTreeMap::new(); names.len()];
     let mut tsv = String::new();
@@ -70,17 +60,10 @@ pub fn read(text: &str) -> Result<Table, CsvError> {
     }
     let mut columns = vec![("id".to_owned(), Type::UInt32)];
     let typed = names.iter().zip(&numeric);
-    columns.extend(typed.map(|(name, numeric)| {
-        (
-            column_name(name),
-            if *numeric { Type::Float64 } else { Type::UInt32 },
-        )
-    }));
-    Ok(Table {
-        columns,
-        tsv,
-        rows: rows.len(),
-    })
+    columns.extend(
+        typed.map(|(name, numeric)| (column_name(name), if *numeric { Type::Float64 } else { Type::UInt32 })),
+    );
+    Ok(Table { columns, tsv, rows: rows.len() })
 }
 
 /// A name that needs no quoting anywhere: letters, digits and underscores.
@@ -88,13 +71,7 @@ fn column_name(name: &str) -> String {
     let plain: String = name
         .trim()
         .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() {
-                c.to_ascii_lowercase()
-            } else {
-                '_'
-            }
-        })
+        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' })
         .collect();
     if plain == "id" { "id_".to_owned() } else { plain }
 }
@@ -132,14 +109,7 @@ mod tests {
 
     #[test]
     fn a_ragged_row_is_named_by_its_line() {
-        assert_eq!(
-            read("a,b\n1,2\n3\n"),
-            Err(CsvError::Ragged {
-                line: 3,
-                cells: 1,
-                columns: 2
-            })
-        );
+        assert_eq!(read("a,b\n1,2\n3\n"), Err(CsvError::Ragged { line: 3, cells: 1, columns: 2 }));
         assert_eq!(read(""), Err(CsvError::Empty));
     }
 }

@@ -10,5 +10,8 @@
 
 pub mod apt;
 pub mod csv;
+pub mod demo;
+pub mod http;
 pub mod shell;
+pub mod stage;
 pub mod table;

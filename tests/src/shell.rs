@@ -48,10 +48,7 @@ pub fn capture(program: &str, args: &[&str]) -> Result<String, ShellError> {
 /// # Errors
 /// When it cannot be started or exits with another code than 0.
 pub fn capture_with(program: &str, args: &[&str], input: &[u8]) -> Result<String, ShellError> {
-    let start = |cause| ShellError::Start {
-        program: program.to_owned(),
-        cause,
-    };
+    let start = |cause| ShellError::Start { program: program.to_owned(), cause };
     let mut child = Command::new(program)
         .args(args)
         .stdin(Stdio::piped())
@@ -72,11 +69,7 @@ pub fn capture_with(program: &str, args: &[&str], input: &[u8]) -> Result<String
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(ShellError::Failed {
-        command: line(program, args),
-        code: output.status.code().unwrap_or(-1),
-        stderr,
-    })
+    Err(ShellError::Failed { command: line(program, args), code: output.status.code().unwrap_or(-1), stderr })
 }
 
 /// Runs a program and parses its standard output as JSON.
@@ -85,23 +78,19 @@ pub fn capture_with(program: &str, args: &[&str], input: &[u8]) -> Result<String
 /// When it fails, or prints no JSON.
 pub fn json(program: &str, args: &[&str]) -> Result<serde_json::Value, ShellError> {
     let text = capture(program, args)?;
-    serde_json::from_str(&text).map_err(|cause| ShellError::Output {
-        command: line(program, args),
-        detail: cause.to_string(),
-    })
+    serde_json::from_str(&text)
+        .map_err(|cause| ShellError::Output { command: line(program, args), detail: cause.to_string() })
 }
 
 /// Runs a program whose talk (stderr) a person should see as it comes.
 ///
 /// # Errors
 /// When it cannot be started or exits with another code than 0.
-pub fn show(program: &str, args: &[&str]) -> Result<String, ShellError> {
-    let start = |cause| ShellError::Start {
-        program: program.to_owned(),
-        cause,
-    };
+pub fn show(program: &str, args: &[&str], environment: &[(&str, &str)]) -> Result<String, ShellError> {
+    let start = |cause| ShellError::Start { program: program.to_owned(), cause };
     let output = Command::new(program)
         .args(args)
+        .envs(environment.iter().copied())
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()
@@ -110,17 +99,10 @@ pub fn show(program: &str, args: &[&str]) -> Result<String, ShellError> {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let code = output.status.code().unwrap_or(-1);
-    Err(ShellError::Failed {
-        command: line(program, args),
-        code,
-        stderr: String::new(),
-    })
+    Err(ShellError::Failed { command: line(program, args), code, stderr: String::new() })
 }
 
 fn line(program: &str, args: &[&str]) -> String {
     let name = program.rsplit('/').next().unwrap_or(program);
-    std::iter::once(name)
-        .chain(args.iter().copied())
-        .collect::<Vec<_>>()
-        .join(" ")
+    std::iter::once(name).chain(args.iter().copied()).collect::<Vec<_>>().join(" ")
 }

@@ -49,10 +49,7 @@ impl Table {
             let comma = if index == 0 { "" } else { ", " };
             let _infallible = write!(text, "{comma}`{column}` {}", kind.clickhouse());
         }
-        let key = self
-            .columns
-            .first()
-            .map_or("tuple()", |(column, _)| column.as_str());
+        let key = self.columns.first().map_or("tuple()", |(column, _)| column.as_str());
         let _infallible = write!(text, ") ENGINE = MergeTree ORDER BY `{key}`");
         text
     }

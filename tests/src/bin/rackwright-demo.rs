@@ -1,0 +1,47 @@
+//! `rackwright-demo up [--data FILE.csv] [--target COLUMN]`, `rackwright-demo down`: what `make demo` runs.
+#![expect(clippy::print_stderr, reason = "talks to a person")]
+
+use rackwright_tests::demo::{Demo, DemoError, Options};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let verb = args.next().unwrap_or_default();
+    let mut options = Options::default();
+    while let (Some(flag), Some(value)) = (args.next(), args.next()) {
+        match flag.as_str() {
+            "--data" => options.data = Some(value.into()),
+            "--target" => options.target = Some(value),
+            _ => return usage(),
+        }
+    }
+    // `make` runs in the checkout, whose playbooks and inventory are the ones to use.
+    let outcome =
+        Demo::open(&std::env::current_dir().unwrap_or_default(), options).and_then(|demo| {
+            match verb.as_str() {
+                "up" => demo.up(),
+                _ => demo.down(),
+            }
+        });
+    match (verb.as_str(), outcome) {
+        ("up" | "down", Ok(())) => ExitCode::SUCCESS,
+        ("up" | "down", Err(error)) => failed(&error),
+        _ => usage(),
+    }
+}
+
+fn usage() -> ExitCode {
+    eprintln!("usage: rackwright-demo up [--data FILE.csv] [--target COLUMN] | down");
+    ExitCode::from(2)
+}
+
+fn failed(error: &DemoError) -> ExitCode {
+    eprintln!("\nerror: failed to {error}");
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        eprintln!("  caused by: {inner}");
+        cause = inner.source();
+    }
+    eprintln!("  help: the rack stays up for a look (`rackwright lab status`); `make demo-down` removes it");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,246 @@
+//! Stage 4: a table and two buckets on the data server become verified versions on every ml node; one
+//! flipped byte is found and mended; a predecessor dies in the middle of a gigabyte.
+
+use super::findings::Version;
+use super::{Demo, DemoError, jobs, must, unexpected};
+use crate::http::wait_until;
+use crate::shell;
+use crate::stage;
+use crate::table::Table;
+use crate::{apt, csv};
+use serde_json::Value;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const TABLE: &str = "apt.packages";
+const BULK_BYTES: u64 = 1_000_000_000;
+const LINK: &str = "200mbit";
+const LONG: Duration = Duration::from_mins(5);
+
+impl Demo {
+    /// Stage 4.
+    pub(super) fn replicate(&mut self) -> Result<(), DemoError> {
+        self.keep_data_secrets()?;
+        let files = apt_lists()?;
+        self.load_table(&files)?;
+        self.load_bucket("apt-indexes", &files)?;
+        for dataset in ["packages", "indexes"] {
+            let text = self.rackwright(&["data", "sync", dataset])?;
+            text.lines().for_each(stage::note);
+        }
+        self.scrub()?;
+        self.bulk()?;
+        self.note_versions()
+    }
+
+    /// The column that the sweep predicts.
+    pub(super) fn target(&self) -> &str {
+        self.options.target.as_deref().unwrap_or("installed_kib")
+    }
+
+    /// A copy of the table's version outside the rack, read from the data server's store.
+    pub(super) fn export_copy(&self) -> Result<PathBuf, DemoError> {
+        let version = self.findings.versions.values().find_map(|sets| sets.get("packages"));
+        let Some(version) = version else {
+            return Err(unexpected("a version of packages", "none", Path::new("/v1/data")));
+        };
+        let from = format!("/data/rackwright/versions/packages/{}", version.digest);
+        let folder = self.folder.join("packages");
+        let failed = |cause| DemoError::File { path: folder.clone(), cause };
+        std::fs::create_dir_all(&folder).map_err(failed)?;
+        for file in [".manifest.json", "rows.bin"] {
+            let encoded = self.on("data1", &format!("base64 -w0 {from}/{file}"))?;
+            let target = folder.join(file).to_string_lossy().into_owned();
+            shell::capture_with("sh", &["-c", "base64 -d > \"$1\"", "sh", &target], encoded.as_bytes())?;
+        }
+        Ok(folder)
+    }
+
+    /// Passwords go to curl in files, never in argv.
+    fn keep_data_secrets(&self) -> Result<(), DemoError> {
+        let read = |name: &str| -> Result<String, DemoError> {
+            let home = std::env::var("XDG_STATE_HOME").map_or_else(
+                |_| PathBuf::from(std::env::var("HOME").unwrap_or_default()).join(".local/state"),
+                PathBuf::from,
+            );
+            let path = home.join("rackwright/lab/secrets").join(name);
+            let text = std::fs::read_to_string(&path).map_err(|cause| DemoError::File { path, cause })?;
+            Ok(text.trim().to_owned())
+        };
+        let headers = "header = \"X-ClickHouse-User: rackwright\"\nheader = \"X-ClickHouse-Key: ";
+        self.keep_secret("clickhouse.curl", &format!("{headers}{}\"\n", read("clickhouse")?))?;
+        self.keep_secret("minio.curl", &format!("user = \"rackwright:{}\"\n", read("minio")?))?;
+        Ok(())
+    }
+
+    fn load_table(&self, files: &[PathBuf]) -> Result<(), DemoError> {
+        let table = match &self.options.data {
+            Some(path) => user_table(path)?,
+            None => apt::read(files)?,
+        };
+        let known = table.columns.iter().any(|(name, _)| name == self.target());
+        must(known, &format!("a column {:?} to predict", self.target()), column_names(&table))?;
+        let data = self.clickhouse("data1");
+        data.run("CREATE DATABASE IF NOT EXISTS apt", b"")?;
+        data.run(&format!("DROP TABLE IF EXISTS {TABLE}"), b"")?;
+        data.run(&table.create(TABLE), b"")?;
+        data.run(&format!("INSERT INTO {TABLE} FORMAT TabSeparated"), table.tsv.as_bytes())?;
+        stage::note(format_args!("{TABLE}: {} rows, {}", table.rows, column_names(&table)));
+        Ok(())
+    }
+
+    fn load_bucket(&self, bucket: &str, files: &[PathBuf]) -> Result<(), DemoError> {
+        self.s3("PUT", bucket, None)?;
+        for file in files {
+            let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            self.s3("PUT", &format!("{bucket}/{name}"), Some(file))?;
+        }
+        stage::note(format_args!("bucket {bucket}: {} objects", files.len()));
+        Ok(())
+    }
+
+    fn s3(&self, method: &str, path: &str, file: Option<&Path>) -> Result<String, DemoError> {
+        let config = self.folder.join("minio.curl").to_string_lossy().into_owned();
+        let url = format!("http://{}:9000/{path}", self.address("data1"));
+        let mut args =
+            vec!["-sS", "--noproxy", "*", "--config", &config, "--aws-sigv4", "aws:amz:us-east-1:s3"];
+        let name = file.map(|file| file.to_string_lossy().into_owned());
+        match &name {
+            Some(name) => {
+                args.extend(["--fail-with-body", "-H", "x-amz-content-sha256: UNSIGNED-PAYLOAD", "-T", name]);
+            }
+            None => args.extend(["-X", method]),
+        }
+        args.push(&url);
+        Ok(shell::capture("curl", &args)?)
+    }
+
+    /// Flips one byte on ml1's disk, behind everybody's back.
+    fn scrub(&mut self) -> Result<(), DemoError> {
+        let before = self.held("ml1")?;
+        let flip = "f=$(find /data/rackwright/versions/packages -name rows.bin | head -1); \
+                    b=$(dd if=$f bs=1 skip=4321 count=1 2>/dev/null | od -An -tu1 | tr -d ' '); \
+                    printf \"\\\\$(printf %03o $(( (b + 1) % 256 )))\" | dd of=$f bs=1 seek=4321 conv=notrunc 2>/dev/null";
+        self.on("ml1", flip)?;
+        let text = self.rackwright(&["data", "scrub", "ml1"])?;
+        text.lines().for_each(stage::note);
+        let after = self.held("ml1")?;
+        let grew = |key: &str| jobs::number(&after, key).saturating_sub(jobs::number(&before, key));
+        (self.findings.scrub_found, self.findings.scrub_repaired) =
+            (grew("scrub_found"), grew("scrub_repaired"));
+        must(
+            self.findings.scrub_found == 1 && self.findings.scrub_repaired == 1,
+            "one found, one repaired",
+            &after,
+        )
+    }
+
+    /// A gigabyte through shaped links; ml1, from which ml2 fetches, is killed midway.
+    fn bulk(&mut self) -> Result<(), DemoError> {
+        let noise = self.folder.join("noise");
+        let failed = |cause| DemoError::File { path: noise.clone(), cause };
+        let mut from = std::fs::File::open("/dev/urandom").map_err(failed)?.take(BULK_BYTES);
+        let mut to = std::fs::File::create(&noise).map_err(failed)?;
+        std::io::copy(&mut from, &mut to).map_err(failed)?;
+        self.s3("PUT", "bulk", None)?;
+        self.s3("PUT", "bulk/noise", Some(&noise))?;
+        std::fs::remove_file(&noise).map_err(failed)?;
+        for server in ["data1", "ml1", "ml2"] {
+            self.rackwright(&["lab", "shape", "--inventory", &self.inventory, server, LINK])?;
+        }
+        let outcome = self.bulk_with_a_death();
+        for server in ["data1", "ml1", "ml2"] {
+            self.rackwright(&["lab", "shape", "--inventory", &self.inventory, server, "off"])?;
+        }
+        outcome?;
+        let text = self.rackwright(&["data", "sync", "bulk"])?;
+        text.lines().for_each(stage::note);
+        Ok(())
+    }
+
+    fn bulk_with_a_death(&mut self) -> Result<(), DemoError> {
+        let text = self.rackwright(&["data", "sync", "bulk", "--no-wait"])?;
+        text.lines().for_each(stage::note);
+        let part = |demo: &Self, server: &str| -> Result<u64, shell::ShellError> {
+            Ok(bulk_version(&demo.held(server)?).map_or(0, |version| jobs::number(&version, "bytes")))
+        };
+        let midway = wait_until("ml2 has a third of the gigabyte", LONG, || {
+            let bytes = part(self, "ml2")?;
+            Ok((bytes > BULK_BYTES / 3).then_some(bytes))
+        })?;
+        must(midway < BULK_BYTES, "ml1 is killed midway", midway)?;
+        self.rackwright(&["lab", "kill", "--inventory", &self.inventory, "ml1"])?;
+        let held = wait_until("ml2 finishes from the source", LONG, || {
+            let version = bulk_version(&self.held("ml2")?);
+            Ok(version.filter(|version| version.get("complete") == Some(&Value::Bool(true))))
+        })?;
+        let fetched = held.get("fetched").and_then(Value::as_object).cloned().unwrap_or_default();
+        let total: u64 = fetched.values().filter_map(Value::as_u64).sum();
+        let by =
+            fetched.iter().map(|(peer, bytes)| format!("{bytes} from {peer}")).collect::<Vec<_>>().join(", ");
+        stage::note(format_args!("ml1 killed at {midway} bytes; ml2 fetched {by}"));
+        must(total == BULK_BYTES, "no byte fetched twice", &by)?;
+        self.rackwright(&["lab", "start", "--inventory", &self.inventory, "ml1"])?;
+        Ok(())
+    }
+
+    /// What one agent says that it holds.
+    fn held(&self, server: &str) -> Result<Value, shell::ShellError> {
+        let data = self.api("operator").get("/v1/data")?;
+        let servers = data.get("servers").and_then(Value::as_array).cloned().unwrap_or_default();
+        let found = servers.into_iter().find(|one| jobs::text(one, "server") == server);
+        Ok(found.unwrap_or_default())
+    }
+
+    fn note_versions(&mut self) -> Result<(), DemoError> {
+        for server in ["ml1", "ml2"] {
+            let held = wait_until(&format!("{server} holds every dataset"), LONG, || {
+                let held = self.held(server)?;
+                let sets = held.get("datasets").and_then(Value::as_object).cloned().unwrap_or_default();
+                let complete = sets.len() >= 3 && sets.values().all(|versions| newest(versions).is_some());
+                Ok(complete.then_some(sets))
+            })?;
+            let versions = held.iter().filter_map(|(name, versions)| {
+                let newest = newest(versions)?;
+                let version = Version {
+                    generation: jobs::number(&newest, "generation"),
+                    bytes: jobs::number(&newest, "total_bytes"),
+                    digest: jobs::text(&newest, "digest"),
+                };
+                Some((name.clone(), version))
+            });
+            self.findings.versions.insert(server.to_owned(), versions.collect());
+        }
+        Ok(())
+    }
+}
+
+/// The newest complete version.
+fn newest(versions: &Value) -> Option<Value> {
+    let complete = versions.as_array()?.iter().filter(|one| one.get("complete") == Some(&Value::Bool(true)));
+    complete.max_by_key(|one| jobs::number(one, "generation")).cloned()
+}
+
+fn bulk_version(held: &Value) -> Option<Value> {
+    held.pointer("/datasets/bulk")?.as_array()?.last().cloned()
+}
+
+fn apt_lists() -> Result<Vec<PathBuf>, DemoError> {
+    let lists = Path::new("/var/lib/apt/lists");
+    let files = apt::index_files(lists).map_err(|cause| DemoError::File { path: lists.to_owned(), cause })?;
+    if files.is_empty() {
+        return Err(unexpected("package indexes (run `apt-get update`)", "none", lists));
+    }
+    Ok(files)
+}
+
+fn user_table(path: &Path) -> Result<Table, DemoError> {
+    let text =
+        std::fs::read_to_string(path).map_err(|cause| DemoError::File { path: path.to_owned(), cause })?;
+    csv::read(&text).map_err(|cause| DemoError::Csv { path: path.to_owned(), cause })
+}
+
+fn column_names(table: &Table) -> String {
+    table.columns.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,207 @@
+//! Stages 1 to 3: servers, artifacts, and the way from bare servers to five Ready nodes.
+
+use super::{Demo, DemoError, jobs, must};
+use crate::http::wait_until;
+use crate::shell;
+use crate::stage;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+/// What `shared` scripts by hand need for the same, without checking anything; measured on two cores.
+const BY_HAND_S: f64 = 21.0;
+const READY: Duration = Duration::from_mins(2);
+
+impl Demo {
+    /// Stage 1.
+    pub(super) fn raise_lab(&mut self) -> Result<(), DemoError> {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        self.since_ms = now.map_or(0, |since| since.as_millis());
+        self.rackwright(&["lab", "up", "--inventory", &self.inventory])?.lines().for_each(stage::note);
+        Ok(())
+    }
+
+    /// Stage 2.
+    pub(super) fn fetch_artifacts(&mut self) -> Result<(), DemoError> {
+        self.rackwright(&["artifacts", "fetch"])?;
+        Ok(())
+    }
+
+    /// Stage 3.
+    pub(super) fn build_rack(&mut self) -> Result<(), DemoError> {
+        let start = Instant::now();
+        self.rackwright(&["check", "--inventory", &self.inventory])?;
+        self.rackwright(&["plan", "--inventory", &self.inventory])?;
+        self.rackwright(&["apply", "--inventory", &self.inventory, "--yes"])?;
+        self.open_kubernetes()?;
+        self.findings.nodes_ready = wait_until("five nodes are Ready", READY, || {
+            let ready = self.ready_nodes();
+            Ok((ready >= 5).then_some(ready))
+        })?;
+        self.findings.ssh_to_ready_s = start.elapsed().as_secs_f64();
+        let took = self.findings.ssh_to_ready_s;
+        stage::note(format_args!(
+            "SSH to five Ready nodes: {took:.1} s (by hand, checking nothing: {BY_HAND_S} s)"
+        ));
+        self.second_apply()?;
+        self.drift()?;
+        self.reach_each_other()?;
+        self.make_tokens()
+    }
+
+    fn second_apply(&mut self) -> Result<(), DemoError> {
+        let start = Instant::now();
+        let outcome = self.rackwright_json(&["apply", "--inventory", &self.inventory, "--yes"])?;
+        self.findings.second_apply_s = start.elapsed().as_secs_f64();
+        self.findings.second_apply_changes =
+            outcome.get("changes").and_then(Value::as_u64).unwrap_or(u64::MAX);
+        must(self.findings.second_apply_changes == 0, "a second apply plans nothing", &outcome)?;
+        stage::note(format_args!("second apply: nothing to do, {:.2} s", self.findings.second_apply_s));
+        Ok(())
+    }
+
+    /// Changes a file, a unit and a package behind its back: the plan names exactly those.
+    fn drift(&mut self) -> Result<(), DemoError> {
+        self.on("ml1", "echo '# by hand' >> /etc/containerd/config.toml")?;
+        self.on("ml2", "systemctl stop rackwright-proxy")?;
+        self.on("data1", "dpkg -r --force-depends socat >/dev/null")?;
+        let plan = self.rackwright_json(&["plan", "--inventory", &self.inventory])?;
+        let named = differences(&plan);
+        named.iter().for_each(stage::note);
+        let has = |server: &str, word: &str| {
+            named.iter().any(|line| line.starts_with(server) && line.contains(word))
+        };
+        let exact = has("ml1", "containerd") && has("ml2", "proxy") && has("data1", "socat");
+        let servers = |name: &str| named.iter().filter(|line| line.starts_with(name)).count();
+        must(
+            exact && servers("control1") == 0 && servers("results1") == 0,
+            "exactly what was changed",
+            &plan,
+        )?;
+        self.rackwright(&["apply", "--inventory", &self.inventory, "--yes"])?;
+        let left = self.rackwright_json(&["plan", "--inventory", &self.inventory])?;
+        must(differences(&left).is_empty(), "nothing after the repair", &left)
+    }
+
+    /// Pods of different servers reach each other, and a Service answers by its address.
+    fn reach_each_other(&self) -> Result<(), DemoError> {
+        let api = self.kubernetes();
+        let pod = |name: &str, node: &str, command: &str| {
+            json!({
+                "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}},
+                "spec": {
+                    "nodeName": node, "restartPolicy": "Never", "terminationGracePeriodSeconds": 0,
+                    "tolerations": [{"operator": "Exists"}],
+                    "containers": [{
+                        "name": "main", "image": "docker.io/rackwright/busybox:1", "imagePullPolicy": "Never",
+                        "command": ["/bin/sh", "-c", command],
+                    }],
+                },
+            })
+        };
+        let pods = "/api/v1/namespaces/default/pods";
+        wait_until("the default service account", READY, || {
+            let answer = api.call("GET", "/api/v1/namespaces/default/serviceaccounts/default", None, &[])?;
+            Ok((answer.status == 200).then_some(()))
+        })?;
+        let serve = "mkdir -p /tmp/w && echo reached > /tmp/w/index.html && httpd -f -p 8080 -h /tmp/w";
+        api.expect("POST", pods, Some(&pod("server", "ml1", serve)), &[])?;
+        let service = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "server"},
+            "spec": {"selector": {"app": "server"}, "ports": [{"port": 80, "targetPort": 8080}]},
+        });
+        let service = api.expect("POST", "/api/v1/namespaces/default/services", Some(&service), &[])?;
+        let cluster_ip =
+            service.pointer("/spec/clusterIP").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let pod_ip = wait_until("the server pod has an address", READY, || {
+            let seen = api.get(&format!("{pods}/server"))?;
+            Ok(seen.pointer("/status/podIP").and_then(Value::as_str).map(str::to_owned))
+        })?;
+        let ask = format!(
+            "for i in $(seq 50); do wget -qO- -T 1 http://{pod_ip}:8080/ && wget -qO- -T 1 http://{cluster_ip}/ && exit 0; sleep 0.2; done; exit 1"
+        );
+        api.expect("POST", pods, Some(&pod("client", "ml2", &ask)), &[])?;
+        let phase = wait_until("the client pod ends", READY, || {
+            let seen = api.get(&format!("{pods}/client"))?;
+            let phase = seen.pointer("/status/phase").and_then(Value::as_str).unwrap_or_default().to_owned();
+            Ok(matches!(phase.as_str(), "Succeeded" | "Failed").then_some(phase))
+        })?;
+        must(phase == "Succeeded", "a pod on ml2 reaches one on ml1, by pod and by service address", &phase)?;
+        stage::note(format_args!("pod on ml2 -> pod on ml1 ({pod_ip}), and by Service ({cluster_ip})"));
+        for path in ["pods/server", "pods/client", "services/server"] {
+            api.call("DELETE", &format!("/api/v1/namespaces/default/{path}"), None, &[])?;
+        }
+        Ok(())
+    }
+
+    /// The operator's kubeconfig, taken apart for curl.
+    fn open_kubernetes(&self) -> Result<(), DemoError> {
+        let text = self.rackwright(&["kubeconfig", "--inventory", &self.inventory])?;
+        for (key, file) in [
+            ("certificate-authority-data", "ca.crt"),
+            ("client-certificate-data", "admin.crt"),
+            ("client-key-data", "admin.key"),
+        ] {
+            let line = text.split([',', '\n', '{', '}']).find_map(|part| part.trim().strip_prefix(key));
+            let encoded = line.unwrap_or_default().trim_start_matches(':').trim().trim_matches('"');
+            let plain = shell::capture_with("base64", &["-d"], encoded.as_bytes())?;
+            self.keep_secret(file, &plain)?;
+        }
+        Ok(())
+    }
+
+    fn ready_nodes(&self) -> u64 {
+        let Ok(nodes) = self.kubernetes().get("/api/v1/nodes") else { return 0 };
+        let items = nodes.get("items").and_then(Value::as_array).cloned().unwrap_or_default();
+        let ready = items.iter().filter(|node| {
+            let conditions = node.pointer("/status/conditions").and_then(Value::as_array).cloned();
+            conditions.unwrap_or_default().iter().any(|condition| {
+                jobs::text(condition, "type") == "Ready" && jobs::text(condition, "status") == "True"
+            })
+        });
+        ready.count() as u64
+    }
+
+    /// The first token is made on the control server; the others come from the API.
+    fn make_tokens(&self) -> Result<(), DemoError> {
+        let store = "/var/lib/rackwright/store/jobs.db";
+        let create = format!(
+            "rackwright serve token create --store {store} --role operator --owner operator --team ops --json"
+        );
+        let made = self.on("control1", &create)?;
+        let made: Value = serde_json::from_str(made.trim()).unwrap_or_default();
+        self.keep_token("operator", &jobs::text(&made, "token"))?;
+        let operator = self.api("operator");
+        wait_until("the controller is ready", READY, || {
+            Ok(operator
+                .call("GET", "/readyz", None, &[])
+                .is_ok_and(|answer| answer.status == 200)
+                .then_some(()))
+        })?;
+        for team in ["vision", "ranking"] {
+            let wanted = json!({"owner": format!("{team}-lead"), "team": team, "role": "submitter"});
+            let made = operator.expect("POST", "/v1/tokens", Some(&wanted), &[])?;
+            self.keep_token(team, &jobs::text(&made, "token"))?;
+        }
+        Ok(())
+    }
+
+    fn keep_token(&self, name: &str, token: &str) -> Result<(), DemoError> {
+        must(token.starts_with("rw_"), "a token", "something else")?;
+        self.keep_secret(&format!("{name}.token"), token)?;
+        self.keep_secret(&format!("{name}.curl"), &format!("header = \"Authorization: Bearer {token}\"\n"))?;
+        Ok(())
+    }
+}
+
+/// `server: summary` of every difference of a plan.
+fn differences(plan: &Value) -> Vec<String> {
+    let servers = plan.pointer("/plan/servers").and_then(Value::as_array).cloned().unwrap_or_default();
+    let lines = servers.iter().flat_map(|server| {
+        let name = jobs::text(server, "server");
+        let found = server.get("differences").and_then(Value::as_array).cloned().unwrap_or_default();
+        found
+            .into_iter()
+            .map(move |one| format!("{name}: {}: {}", jobs::text(&one, "step"), jobs::text(&one, "summary")))
+    });
+    lines.collect()
+}
