@@ -1,6 +1,9 @@
 //! The command line: one file per area, one exit code per documented outcome.
 
 mod artifacts;
+mod cost;
+mod lab;
+mod rack;
 
 use crate::out::Out;
 use crate::report::Report;
@@ -23,8 +26,14 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Raise real servers on this machine, cut them off, take them away.
+    Lab(lab::LabCommand),
     /// Have the lock's binaries and images.
     Artifacts(artifacts::ArtifactsCommand),
+    /// What the rack cost, and for whom.
+    Cost(cost::CostCommand),
+    #[command(flatten)]
+    Rack(rack::RackCommand),
     /// Print shell completions.
     Completions {
         /// Which shell.
@@ -50,7 +59,10 @@ impl Cli {
 impl Command {
     async fn run(self, out: Out) -> Result<ExitCode, Report> {
         match self {
+            Self::Lab(command) => lab::run(command, out).await,
             Self::Artifacts(command) => artifacts::run(command, out).await,
+            Self::Cost(command) => cost::run(command, out).await,
+            Self::Rack(command) => rack::run(command, out).await,
             Self::Completions { shell } => {
                 let mut command = <Cli as clap::CommandFactory>::command();
                 let mut text = Vec::new();

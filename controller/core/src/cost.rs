@@ -10,6 +10,7 @@ pub mod bill;
 pub mod cloud;
 pub mod ledger;
 pub mod prices;
+pub mod rack;
 pub mod split;
 pub mod usage;
 

@@ -15,7 +15,13 @@ use std::process::ExitCode;
 #[derive(Debug, Args)]
 pub(crate) struct Places {
     /// The lockfile.
-    #[arg(long, value_name = "FILE", default_value = "artifacts.lock", env = "RACKWRIGHT_LOCK", global = true)]
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "artifacts.lock",
+        env = "RACKWRIGHT_LOCK",
+        global = true
+    )]
     lock: PathBuf,
     /// The cache's folder [default: rackwright/artifacts in the user's cache folder].
     #[arg(long, value_name = "DIR", global = true)]
@@ -96,7 +102,11 @@ pub(crate) fn load(places: &Places) -> Result<Artifacts, Report> {
 
 /// A bar for a person who watches, lines for a log.
 pub(crate) fn progress(out: Out) -> Box<dyn Progress> {
-    if out.is_interactive() { Box::new(Bar::new()) } else { Box::new(Lines::new(move |line: &str| out.say(line))) }
+    if out.is_interactive() {
+        Box::new(Bar::new())
+    } else {
+        Box::new(Lines::new(move |line: &str| out.say(line)))
+    }
 }
 
 async fn fetch(artifacts: &Artifacts, names: &[String], out: Out) -> Result<ExitCode, Report> {
@@ -131,7 +141,10 @@ fn list(artifacts: &Artifacts, out: Out) -> Result<ExitCode, Report> {
         });
         let (name, version) = (artifact.name.as_str(), artifact.version.as_str());
         let short: String = version.chars().take(20).collect();
-        out.data(format!("{name:<24} {short:<20} {state:<8} {what}"), &Row { name, version, state, resolved });
+        out.data(
+            format!("{name:<24} {short:<20} {state:<8} {what}"),
+            &Row { name, version, state, resolved },
+        );
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -145,12 +158,17 @@ fn verify(artifacts: &Artifacts, out: Out) -> Result<ExitCode, Report> {
             Lookup::Corrupt { got, .. } => ("corrupt", format!("the bytes hash to {got}")),
         };
         wrong += u32::from(state != "good");
-        out.data(format!("{name:<24} {state:<8} {text}"), &serde_json::json!({ "name": name, "state": state }));
+        out.data(
+            format!("{name:<24} {state:<8} {text}"),
+            &serde_json::json!({ "name": name, "state": state }),
+        );
     }
     if wrong == 0 {
         return Ok(ExitCode::SUCCESS);
     }
-    out.say(format_args!("{wrong} files are not what they were; `rackwright artifacts fetch` has them again"));
+    out.say(format_args!(
+        "{wrong} files are not what they were; `rackwright artifacts fetch` has them again"
+    ));
     Ok(ExitCode::FAILURE)
 }
 
@@ -171,11 +189,17 @@ fn chosen<'a>(artifacts: &'a Artifacts, names: &'a [String]) -> Vec<&'a str> {
 
 fn report(error: Error) -> Report {
     let help = match &error {
-        Error::NoSource { .. } => "what was finished is kept; run the same command again after mending one source",
-        Error::Lock { .. } | Error::Unknown { .. } => {
-            return Report::new(error).help("`rackwright artifacts list` shows the lock").exit(Report::BAD_INPUT);
+        Error::NoSource { .. } => {
+            "what was finished is kept; run the same command again after mending one source"
         }
-        Error::Bundle { .. } => "make it with `rackwright artifacts bundle --to FILE` where there is a network",
+        Error::Lock { .. } | Error::Unknown { .. } => {
+            return Report::new(error)
+                .help("`rackwright artifacts list` shows the lock")
+                .exit(Report::BAD_INPUT);
+        }
+        Error::Bundle { .. } => {
+            "make it with `rackwright artifacts bundle --to FILE` where there is a network"
+        }
         Error::Io { .. } | Error::Index { .. } | Error::IndexVersion { .. } | Error::Cancelled => {
             return Report::new(error);
         }

@@ -3,6 +3,7 @@
 //! Idle room and the system are lines of their own, never smeared over the teams: whoever pays sees what utilisation
 //! costs. A grouping has every entry exactly once, so each sums to the invoice.
 
+use super::cloud::Cloud;
 use super::ledger::{Holder, Ledger};
 use super::usage::UsageRow;
 use rackwright_wire::units::Money;
@@ -38,14 +39,8 @@ pub enum Dimension {
 
 impl Dimension {
     /// All of them.
-    pub const ALL: [Self; 6] = [
-        Self::Owner,
-        Self::Team,
-        Self::Project,
-        Self::Model,
-        Self::Dataset,
-        Self::Class,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Owner, Self::Team, Self::Project, Self::Model, Self::Dataset, Self::Class];
 
     /// Its name in JSON and on the command line.
     pub const fn as_str(self) -> &'static str {
@@ -65,10 +60,7 @@ impl Dimension {
             Self::Owner => row.owner.to_string(),
             Self::Team => row.team.to_string(),
             Self::Project => row.project.to_string(),
-            Self::Model => row
-                .model
-                .as_ref()
-                .map_or_else(|| NONE.to_owned(), ToString::to_string),
+            Self::Model => row.model.as_ref().map_or_else(|| NONE.to_owned(), ToString::to_string),
             Self::Dataset if row.datasets.is_empty() => NONE.to_owned(),
             Self::Dataset => {
                 let mut names: Vec<&str> = row.datasets.iter().map(AsRef::as_ref).collect();
@@ -132,13 +124,24 @@ impl Ledger {
         }
         let lines = lines.into_iter();
         lines
-            .map(|((_, key), (micros, attempts))| BillLine {
-                key,
-                amount: self.money(micros),
-                attempts,
-            })
+            .map(|((_, key), (micros, attempts))| BillLine { key, amount: self.money(micros), attempts })
             .collect()
     }
+}
+
+/// What the attempts of each key would have cost in the cloud, in the cloud's currency. `None` where no shape fits
+/// one of them.
+pub fn cloud_by(by: &[Dimension], usage: &[UsageRow], cloud: &Cloud) -> BTreeMap<Vec<String>, Option<Money>> {
+    let mut keys: BTreeMap<Vec<String>, Option<Money>> = BTreeMap::new();
+    for (row, price) in usage.iter().zip(&cloud.attempts) {
+        let key = by.iter().map(|dimension| dimension.key(row)).collect();
+        let sum = keys.entry(key).or_insert_with(|| Some(Money::new(0, cloud.total.currency())));
+        *sum = match (*sum, price) {
+            (Some(sum), Some(price)) => sum.checked_add(*price),
+            (_, None) | (None, _) => None,
+        };
+    }
+    keys
 }
 
 /// Micro-units of one cent.
@@ -146,20 +149,15 @@ const CENT: u64 = 10_000;
 
 /// Amounts in whole cents that sum to their sum's cents: rounded down, the largest remainders up.
 pub fn to_cents(amounts: &[Money]) -> Vec<Money> {
-    let micros: Vec<u64> = amounts
-        .iter()
-        .map(|amount| u64::try_from(amount.micros()).unwrap_or_default())
-        .collect();
+    let micros: Vec<u64> =
+        amounts.iter().map(|amount| u64::try_from(amount.micros()).unwrap_or_default()).collect();
     let total: u64 = micros.iter().sum();
     let mut cents: Vec<u64> = micros.iter().map(|micros| micros / CENT).collect();
     let given: u64 = cents.iter().sum();
     let mut order: Vec<usize> = (0..micros.len()).collect();
     order.sort_by_key(|index| std::cmp::Reverse(micros.get(*index).map_or(0, |micros| micros % CENT)));
     let left = ((total + CENT / 2) / CENT).saturating_sub(given);
-    for index in order
-        .into_iter()
-        .take(usize::try_from(left).unwrap_or(usize::MAX))
-    {
+    for index in order.into_iter().take(usize::try_from(left).unwrap_or(usize::MAX)) {
         if let Some(cents) = cents.get_mut(index) {
             *cents += 1;
         }

@@ -70,10 +70,8 @@ impl Cloud {
             };
             let seconds = held_ms.div_ceil(1000).max(MINIMUM_S);
             let hourly = u64::try_from(shape.hourly.micros()).unwrap_or_default();
-            let price = Money::new(
-                i64::try_from(share(hourly, seconds, 3600)).unwrap_or(i64::MAX),
-                cloud_currency,
-            );
+            let price =
+                Money::new(i64::try_from(share(hourly, seconds, 3600)).unwrap_or(i64::MAX), cloud_currency);
             *cloud.shapes.entry(shape.shape.clone()).or_default() += 1;
             cloud.seconds += seconds;
             cloud.total = cloud.total.checked_add(price).unwrap_or(cloud.total);

@@ -126,11 +126,7 @@ impl Ledger {
         for server in servers {
             let other = [server.rent.monthly.currency(), server.rent.setup.currency()];
             if let Some(other) = other.into_iter().find(|other| *other != currency) {
-                return Err(LedgerError::Currency {
-                    server: server.name.clone(),
-                    other,
-                    currency,
-                });
+                return Err(LedgerError::Currency { server: server.name.clone(), other, currency });
             }
         }
         let mut unknown: Vec<NodeName> = usage.iter().map(|row| row.node.clone()).collect();
@@ -140,13 +136,7 @@ impl Ledger {
         if !unknown.is_empty() {
             return Err(LedgerError::UnknownServers(unknown));
         }
-        let mut ledger = Self {
-            window,
-            invoices: Vec::new(),
-            entries: Vec::new(),
-            usage,
-            currency,
-        };
+        let mut ledger = Self { window, invoices: Vec::new(), entries: Vec::new(), usage, currency };
         for server in servers {
             let invoice = invoice(window, server);
             ledger.split_server(server, &invoice, rates);
@@ -194,10 +184,8 @@ impl Ledger {
                 let of = |room: Room| u128::from(amount(room));
                 let all = of(server.room) * u128::from(window_ms);
                 let for_jobs = all.min(of(server.for_jobs) * u128::from(window_ms));
-                let mut weights: Vec<u128> = held
-                    .iter()
-                    .map(|(room, ms)| of(*room) * u128::from(*ms))
-                    .collect();
+                let mut weights: Vec<u128> =
+                    held.iter().map(|(room, ms)| of(*room) * u128::from(*ms)).collect();
                 let used: u128 = weights.iter().sum();
                 // More can have been held than there is, for moments, when a server shrank: then nothing was idle.
                 weights.extend([for_jobs.saturating_sub(used), all - for_jobs]);
@@ -205,12 +193,8 @@ impl Ledger {
             })
             .collect();
         for (index, holder) in holders.into_iter().enumerate() {
-            let part = |component: usize| {
-                by_component
-                    .get(component)
-                    .and_then(|parts| parts.get(index))
-                    .copied()
-            };
+            let part =
+                |component: usize| by_component.get(component).and_then(|parts| parts.get(index)).copied();
             let [cpu, memory, gpu] = [0, 1, 2].map(|component| part(component).unwrap_or_default());
             self.entries.push(Entry {
                 server: server.name.clone(),
@@ -225,11 +209,8 @@ impl Ledger {
 }
 
 /// CPU, memory and GPUs of a room, in their smallest steps.
-const AMOUNTS: [fn(Room) -> u64; 3] = [
-    |room| room.cpu.get(),
-    |room| room.memory.get(),
-    |room| room.gpu.get(),
-];
+const AMOUNTS: [fn(Room) -> u64; 3] =
+    [|room| room.cpu.get(), |room| room.memory.get(), |room| room.gpu.get()];
 
 /// A server of unknown size: its rent is nobody's work.
 fn only_system(money: u64, holders: usize) -> Vec<u64> {
@@ -261,23 +242,13 @@ fn components(amount: u64, room: Room, rates: &Rates) -> [u64; 3] {
 fn invoice(window: Window, server: &RackServer) -> Invoice {
     let rent = &server.rent;
     let since_ms = rent.since.map_or(0, day_ms);
-    let paid = window.overlap(Window {
-        from_ms: since_ms,
-        until_ms: u64::MAX,
-    });
+    let paid = window.overlap(Window { from_ms: since_ms, until_ms: u64::MAX });
     let monthly = share(micros(rent.monthly), paid.length_ms(), MONTH_MS);
     let setup = rent.since.map_or(0, |since| {
         let months = i64::from(rent.term_months.max(1));
         let end_ms = since.checked_add(months.months()).map_or(u64::MAX, day_ms);
-        let term = Window {
-            from_ms: since_ms,
-            until_ms: end_ms,
-        };
-        share(
-            micros(rent.setup),
-            window.overlap(term).length_ms(),
-            term.length_ms(),
-        )
+        let term = Window { from_ms: since_ms, until_ms: end_ms };
+        share(micros(rent.setup), window.overlap(term).length_ms(), term.length_ms())
     });
     let money = |micros| Money::new(i64::try_from(micros).unwrap_or(i64::MAX), rent.monthly.currency());
     Invoice {
@@ -291,9 +262,7 @@ fn invoice(window: Window, server: &RackServer) -> Invoice {
 
 /// Midnight (UTC) at the start of a day.
 fn day_ms(day: Date) -> u64 {
-    let midnight = day
-        .to_zoned(TimeZone::UTC)
-        .map_or(0, |zoned| zoned.timestamp().as_millisecond());
+    let midnight = day.to_zoned(TimeZone::UTC).map_or(0, |zoned| zoned.timestamp().as_millisecond());
     u64::try_from(midnight).unwrap_or_default()
 }
 

@@ -133,27 +133,16 @@ impl Prices {
     pub fn parse(text: &str) -> Result<Self, PriceError> {
         let raw: Raw = toml::from_str(text).map_err(|error| {
             let offset = error.span().map_or(0, |span| span.start);
-            PriceError {
-                line: line_at(text, offset),
-                problem: error.message().to_owned(),
-            }
+            PriceError { line: line_at(text, offset), problem: error.message().to_owned() }
         })?;
-        let wrong = |offset, problem: &str| PriceError {
-            line: line_at(text, offset),
-            problem: problem.to_owned(),
-        };
+        let wrong =
+            |offset, problem: &str| PriceError { line: line_at(text, offset), problem: problem.to_owned() };
         if *raw.version.get_ref() != PRICES_VERSION {
             return Err(wrong(raw.version.span().start, "this build reads version 1"));
         }
         let rates = raw.split.get_ref();
-        if ![rates.cpu_hour, rates.gib_hour, rates.gpu_hour]
-            .iter()
-            .all(|rate| rate.micros() > 0)
-        {
-            return Err(wrong(
-                raw.split.span().start,
-                "every rate of the split must be above zero",
-            ));
+        if ![rates.cpu_hour, rates.gib_hour, rates.gpu_hour].iter().all(|rate| rate.micros() > 0) {
+            return Err(wrong(raw.split.span().start, "every rate of the split must be above zero"));
         }
         for row in &raw.server {
             if row.get_ref().monthly.micros() < 0 || row.get_ref().setup.micros() < 0 {
@@ -185,27 +174,11 @@ impl Prices {
 
     /// The price and size of a dedicated server's shape on a day.
     pub fn server(&self, shape: &str, on: Date) -> Option<(Rent, Room)> {
-        let rows = self
-            .server
-            .iter()
-            .filter(|row| row.shape == shape && row.date <= on);
+        let rows = self.server.iter().filter(|row| row.shape == shape && row.date <= on);
         let row = rows.max_by_key(|row| row.date)?;
         let source = format!("{} of {}, {}", row.shape, row.date, row.source);
-        let rent = Rent {
-            monthly: row.monthly,
-            setup: row.setup,
-            term_months: 12,
-            since: None,
-            source,
-        };
-        Some((
-            rent,
-            Room {
-                cpu: row.cpu,
-                memory: row.memory,
-                gpu: row.gpu,
-            },
-        ))
+        let rent = Rent { monthly: row.monthly, setup: row.setup, term_months: 12, since: None, source };
+        Some((rent, Room { cpu: row.cpu, memory: row.memory, gpu: row.gpu }))
     }
 
     /// EC2 shapes with the price that counts on a day: the newest row of each that is not younger.
@@ -275,10 +248,7 @@ mod tests {
         assert!(prices.server.len() >= 5 && prices.ec2.len() >= 10);
         assert!(prices.server.iter().all(|row| !row.source.is_empty()));
         assert!(
-            prices
-                .ec2
-                .iter()
-                .all(|row| !row.source.is_empty() && row.hourly.currency().to_string() == "USD")
+            prices.ec2.iter().all(|row| !row.source.is_empty() && row.hourly.currency().to_string() == "USD")
         );
     }
 
@@ -301,10 +271,7 @@ mod tests {
         let money = |text: &str| text.parse::<Money>().unwrap();
         let eur = prices.convert(money("1.1133 USD"), "EUR".parse().unwrap(), on);
         assert_eq!(eur, Some(money("1 EUR")));
-        assert_eq!(
-            prices.convert(money("2 EUR"), "USD".parse().unwrap(), on),
-            Some(money("2.2266 USD"))
-        );
+        assert_eq!(prices.convert(money("2 EUR"), "USD".parse().unwrap(), on), Some(money("2.2266 USD")));
         assert_eq!(prices.convert(money("2 EUR"), "CHF".parse().unwrap(), on), None);
     }
 

@@ -9,9 +9,7 @@
 pub fn split(total: u64, weights: &[u128]) -> Option<Vec<u64>> {
     let mut shift = 0_u32;
     let sum = loop {
-        let sum = weights
-            .iter()
-            .try_fold(0_u128, |sum, weight| sum.checked_add(weight >> shift));
+        let sum = weights.iter().try_fold(0_u128, |sum, weight| sum.checked_add(weight >> shift));
         match sum {
             Some(sum) if sum < 1 << 63 => break sum,
             _ => shift += 1,

@@ -24,10 +24,7 @@ impl Window {
     /// The part that both have.
     #[must_use]
     pub fn overlap(self, other: Self) -> Self {
-        Self {
-            from_ms: self.from_ms.max(other.from_ms),
-            until_ms: self.until_ms.min(other.until_ms),
-        }
+        Self { from_ms: self.from_ms.max(other.from_ms), until_ms: self.until_ms.min(other.until_ms) }
     }
 }
 
@@ -67,19 +64,12 @@ pub struct UsageRow {
 impl UsageRow {
     /// When it held room.
     pub const fn held(&self) -> Window {
-        Window {
-            from_ms: self.from_ms,
-            until_ms: self.until_ms,
-        }
+        Window { from_ms: self.from_ms, until_ms: self.until_ms }
     }
 
     /// How much room it held.
     pub const fn room(&self) -> Room {
-        Room {
-            cpu: self.resources.cpu,
-            memory: self.resources.memory,
-            gpu: self.resources.gpu,
-        }
+        Room { cpu: self.resources.cpu, memory: self.resources.memory, gpu: self.resources.gpu }
     }
 }
 

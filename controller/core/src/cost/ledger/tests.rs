@@ -28,28 +28,13 @@ fn room(cpu: u64, gib: u64, gpu: u64) -> Room {
 fn server(name: &str, monthly: &str, all: Room, for_jobs: Room) -> RackServer {
     let monthly: Money = monthly.parse().unwrap();
     let setup = Money::new(0, monthly.currency());
-    let rent = Rent {
-        monthly,
-        setup,
-        term_months: 1,
-        since: None,
-        source: "contract".to_owned(),
-    };
-    RackServer {
-        name: name.parse().unwrap(),
-        rent,
-        room: all,
-        for_jobs,
-    }
+    let rent = Rent { monthly, setup, term_months: 1, since: None, source: "contract".to_owned() };
+    RackServer { name: name.parse().unwrap(), rent, room: all, for_jobs }
 }
 
 fn row(node: &str, team: &str, held: (u64, u64), room: Room) -> UsageRow {
     UsageRow {
-        pod: PodKey {
-            job: JobId::new(held.0 % 7).unwrap(),
-            task: TaskIndex(0),
-            attempt: AttemptNo(1),
-        },
+        pod: PodKey { job: JobId::new(held.0 % 7).unwrap(), task: TaskIndex(0), attempt: AttemptNo(1) },
         owner: "ann".parse().unwrap(),
         team: team.parse().unwrap(),
         project: "vision".parse().unwrap(),
@@ -59,12 +44,7 @@ fn row(node: &str, team: &str, held: (u64, u64), room: Room) -> UsageRow {
         node: node.parse().unwrap(),
         from_ms: held.0,
         until_ms: held.1,
-        resources: Resources {
-            cpu: room.cpu,
-            memory: room.memory,
-            gpu: room.gpu,
-            gpu_type: None,
-        },
+        resources: Resources { cpu: room.cpu, memory: room.memory, gpu: room.gpu, gpu_type: None },
         outcome: None,
     }
 }
@@ -82,11 +62,7 @@ fn half_a_server_for_half_the_time_costs_a_quarter_of_it() {
     assert_eq!(ledger.invoiced().to_string(), "2.00 EUR");
     // Each of the three components rounds by less than a micro-unit.
     let close = |entry: usize, micros: i64| (ledger.entries[entry].amount.micros() - micros).abs() <= 3;
-    assert!(
-        close(0, 500_000) && close(1, 1_500_000) && close(2, 0),
-        "{:?}",
-        ledger.entries
-    );
+    assert!(close(0, 500_000) && close(1, 1_500_000) && close(2, 0), "{:?}", ledger.entries);
 }
 
 #[test]
@@ -94,14 +70,9 @@ fn a_server_that_runs_no_jobs_is_the_system_and_not_idle() {
     let servers = [server("ctl", "73 EUR", room(2000, 4, 0), Room::default())];
     let ledger = Ledger::build(window(HOUR), &servers, Vec::new(), &prices().split).unwrap();
     let bill = ledger.bill(&[Dimension::Team, Dimension::Project]);
-    let lines: Vec<(&str, String)> = bill
-        .iter()
-        .map(|line| (line.key[0].as_str(), line.amount.to_string()))
-        .collect();
-    assert_eq!(
-        lines,
-        [(IDLE, "0.00 EUR".to_owned()), (SYSTEM, "0.10 EUR".to_owned())]
-    );
+    let lines: Vec<(&str, String)> =
+        bill.iter().map(|line| (line.key[0].as_str(), line.amount.to_string())).collect();
+    assert_eq!(lines, [(IDLE, "0.00 EUR".to_owned()), (SYSTEM, "0.10 EUR".to_owned())]);
 }
 
 #[test]
@@ -126,9 +97,7 @@ fn the_setup_fee_is_spread_over_the_term_and_the_rent_starts_with_the_contract()
     let start = day_ms(Date::constant(2026, 1, 1));
     let bill = |from_ms, until_ms| {
         let window = Window { from_ms, until_ms };
-        Ledger::build(window, std::slice::from_ref(&server), Vec::new(), &prices().split)
-            .unwrap()
-            .invoiced()
+        Ledger::build(window, std::slice::from_ref(&server), Vec::new(), &prices().split).unwrap().invoiced()
     };
     let day = 24 * HOUR;
     assert_eq!(bill(start - day, start).to_string(), "0.00 EUR");
@@ -142,21 +111,13 @@ fn what_cannot_be_billed_is_refused_with_its_reason() {
     let servers = [server("a", "1 EUR", all, all), server("b", "1 USD", all, all)];
     let rates = prices().split;
     let error = |window, servers: &[RackServer], usage| {
-        Ledger::build(window, servers, usage, &rates)
-            .unwrap_err()
-            .to_string()
+        Ledger::build(window, servers, usage, &rates).unwrap_err().to_string()
     };
     assert!(error(window(1), &servers, Vec::new()).starts_with("bill b in USD"));
     let one = servers.get(..1).unwrap();
-    assert_eq!(
-        error(window(0), one, Vec::new()),
-        "bill a window that ends before it starts"
-    );
+    assert_eq!(error(window(0), one, Vec::new()), "bill a window that ends before it starts");
     let stray = vec![row("gone", "red", (0, 1), all)];
-    assert_eq!(
-        error(window(1), one, stray),
-        "price what ran on gone, which the inventory does not have"
-    );
+    assert_eq!(error(window(1), one, stray), "price what ran on gone, which the inventory does not have");
     assert_eq!(error(window(1), &[], Vec::new()), "bill a rack without servers");
 }
 
@@ -170,20 +131,12 @@ fn the_cloud_takes_the_cheapest_shape_by_the_second_and_at_least_a_minute() {
     ];
     let on = Date::constant(2026, 11, 1);
     let cloud = Cloud::price(window(HOUR), &usage, &prices(), on, "EUR".parse().unwrap()).unwrap();
-    let micros: Vec<Option<i64>> = cloud
-        .attempts
-        .iter()
-        .map(|price| price.map(Money::micros))
-        .collect();
+    let micros: Vec<Option<i64>> = cloud.attempts.iter().map(|price| price.map(Money::micros)).collect();
     // c6a.large for 60 s, m6a.large for 1801 s, g4dn.xlarge for an hour, nothing so large.
     assert_eq!(micros, [Some(1275), Some(43_224), Some(526_000), None]);
     assert_eq!(cloud.unpriced.len(), 1);
     assert_eq!(cloud.total.micros(), 570_499);
-    assert!(
-        cloud.converted.is_some_and(|eur| eur.micros() == 512_440),
-        "{:?}",
-        cloud.converted
-    );
+    assert!(cloud.converted.is_some_and(|eur| eur.micros() == 512_440), "{:?}", cloud.converted);
 }
 
 fn any_room() -> impl Strategy<Value = Room> {
@@ -205,15 +158,7 @@ fn any_server(index: usize) -> impl Strategy<Value = RackServer> {
 }
 
 fn any_usage() -> impl Strategy<Value = Vec<UsageRow>> {
-    let one = (
-        0_usize..3,
-        0_u64..40 * HOUR,
-        0_u64..20 * HOUR,
-        any_room(),
-        "[a-d]",
-        "[a-c]",
-        0_u8..3,
-    );
+    let one = (0_usize..3, 0_u64..40 * HOUR, 0_u64..20 * HOUR, any_room(), "[a-d]", "[a-c]", 0_u8..3);
     let one = one.prop_map(|(server, from, length, room, team, project, labels)| {
         let mut row = row(&format!("s{server}"), &team, (from, from + length), room);
         row.project = project.parse().unwrap();
