@@ -43,15 +43,9 @@ pub struct AgentBinaryError {
 impl AgentBinary {
     /// Hashes the binary.
     pub fn open(path: &Path) -> Result<Self, AgentBinaryError> {
-        let failed = |source| AgentBinaryError {
-            path: path.to_owned(),
-            source,
-        };
+        let failed = |source| AgentBinaryError { path: path.to_owned(), source };
         let content = std::fs::read(path).map_err(failed)?;
-        Ok(Self {
-            path: path.to_owned(),
-            sha256: hex::encode(Sha256::digest(&content)),
-        })
+        Ok(Self { path: path.to_owned(), sha256: hex::encode(Sha256::digest(&content)) })
     }
 }
 
@@ -100,10 +94,7 @@ pub enum AgentError {
 impl AgentError {
     /// Whether the connection broke, so that another one may work.
     pub fn is_lost_connection(&self) -> bool {
-        matches!(
-            self,
-            Self::Session(SessionError::Lost { .. } | SessionError::Closed { .. })
-        )
+        matches!(self, Self::Session(SessionError::Lost { .. } | SessionError::Closed { .. }))
     }
 }
 
@@ -132,18 +123,12 @@ impl Agent {
         let short = binary.sha256.get(..16).unwrap_or(&binary.sha256);
         let command = format!("{sudo}/run/rackwright/agent-{short}");
         let agent = Self { session, command };
-        let first = agent
-            .session
-            .exec(&format!("{} facts", agent.command), b"")
-            .await?;
+        let first = agent.session.exec(&format!("{} facts", agent.command), b"").await?;
         // sudo answers 1 for a program that does not exist.
         let missing = first.status == NOT_FOUND || first.stderr.contains("command not found");
         let output = if missing {
             agent.send_agent(sudo, short, binary).await?;
-            agent
-                .session
-                .exec(&format!("{} facts", agent.command), b"")
-                .await?
+            agent.session.exec(&format!("{} facts", agent.command), b"").await?
         } else {
             first
         };
@@ -159,10 +144,7 @@ impl Agent {
     /// What differs from the steps. Changes nothing.
     pub async fn check(&self, request: &CheckRequest) -> Result<CheckReport, AgentError> {
         let stdin = serde_json::to_vec(request).unwrap_or_default();
-        let output = self
-            .session
-            .exec(&format!("{} check", self.command), &stdin)
-            .await?;
+        let output = self.session.exec(&format!("{} check", self.command), &stdin).await?;
         self.answer("check", &output)
     }
 
@@ -198,12 +180,7 @@ impl Agent {
 
     /// The error that a finished `run` or `follow` left.
     pub fn complaint(&self, what: &str, output: &Output) -> AgentError {
-        let line = output
-            .stderr
-            .lines()
-            .rev()
-            .find(|line| line.starts_with('{'))
-            .unwrap_or_default();
+        let line = output.stderr.lines().rev().find(|line| line.starts_with('{')).unwrap_or_default();
         let (code, error) = match serde_json::from_str::<Complaint>(line) {
             Ok(complaint) => (complaint.code, complaint.error),
             Err(_) if output.stderr.trim().is_empty() => {
@@ -233,11 +210,7 @@ impl Agent {
     }
 
     fn require(&self, what: &str, output: &Output) -> Result<(), AgentError> {
-        if output.status == 0 {
-            Ok(())
-        } else {
-            Err(self.complaint(what, output))
-        }
+        if output.status == 0 { Ok(()) } else { Err(self.complaint(what, output)) }
     }
 
     fn answer<T: DeserializeOwned>(&self, what: &str, output: &Output) -> Result<T, AgentError> {
@@ -253,10 +226,7 @@ impl Agent {
 /// Feeds a file to a process and waits for its end.
 async fn stream(process: Process, file: &Path, sent: impl Fn(u64) + Send) -> Result<Output, AgentError> {
     let Process { output, input } = process;
-    let local = |source| AgentError::Local {
-        path: file.to_owned(),
-        source,
-    };
+    let local = |source| AgentError::Local { path: file.to_owned(), source };
     let mut source = tokio::fs::File::open(file).await.map_err(local)?;
     let mut unreadable = None;
     let feed = async {

@@ -23,11 +23,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// A server that was lost while it worked is waited for this long: a reboot of real hardware takes minutes.
-const RECONNECT: Patience = Patience {
-    tries: 60,
-    first_pause: Duration::from_millis(500),
-    longest_pause: Duration::from_secs(10),
-};
+const RECONNECT: Patience =
+    Patience { tries: 60, first_pause: Duration::from_millis(500), longest_pause: Duration::from_secs(10) };
 
 /// Everything that applying needs.
 pub struct Apply {
@@ -70,12 +67,7 @@ impl Apply {
             Start::Fresh | Start::Resume => Box::pin(self.run(plan, introduced.agent)).await,
             Start::Refuse(refusal) => {
                 let reason = refusal.to_string();
-                self.teller.tell(
-                    &plan.server,
-                    News::Absent {
-                        reason: reason.clone(),
-                    },
-                );
+                self.teller.tell(&plan.server, News::Absent { reason: reason.clone() });
                 ServerOutcome::Refused { reason }
             }
         }
@@ -86,12 +78,7 @@ impl Apply {
         let mut uploads = Uploads::new(&self.shelf, missing(plan));
         let mut lost = 0;
         let mut agent = agent;
-        self.teller.tell(
-            &plan.server,
-            News::Started {
-                steps: plan.steps.len(),
-            },
-        );
+        self.teller.tell(&plan.server, News::Started { steps: plan.steps.len() });
         loop {
             let seen = follower.next_seq();
             let conversation = Conversation {
@@ -110,12 +97,7 @@ impl Apply {
             uploads.disconnected();
             // A connection that brought news was a good one: count from the start again.
             lost = if follower.next_seq() > seen { 1 } else { lost + 1 };
-            self.teller.tell(
-                &plan.server,
-                News::Lost {
-                    reason: reason.clone(),
-                },
-            );
+            self.teller.tell(&plan.server, News::Lost { reason: reason.clone() });
             match Box::pin(self.find_again(&plan.server, &mut lost)).await {
                 Ok(found) => agent = found,
                 Err(error) => return self.unreached(&plan.server, &error),
@@ -140,57 +122,28 @@ impl Apply {
 
     async fn introduce(&self, server: &str) -> Result<Introduced, SurveyError> {
         let session = self.rack.session(server).await?;
-        let user = self
-            .rack
-            .target(server)
-            .map_or("root", |target| target.user.as_str());
+        let user = self.rack.target(server).map_or("root", |target| target.user.as_str());
         let (agent, facts) = Agent::introduce(session, user, &self.agent).await?;
-        let nothing = CheckRequest {
-            version: PLAN_VERSION,
-            steps: Vec::new(),
-            artifacts: Vec::new(),
-        };
+        let nothing = CheckRequest { version: PLAN_VERSION, steps: Vec::new(), artifacts: Vec::new() };
         let report = agent.check(&nothing).await?;
-        let journal = Journal {
-            generation: report.generation,
-            unfinished: report.unfinished,
-        };
-        Ok(Introduced {
-            agent,
-            facts,
-            journal,
-        })
+        let journal = Journal { generation: report.generation, unfinished: report.unfinished };
+        Ok(Introduced { agent, facts, journal })
     }
 
     fn unreached(&self, server: &str, error: &SurveyError) -> ServerOutcome {
         let reason = chain(error);
         if error.is_untrusted() {
-            self.teller.tell(
-                server,
-                News::Untrusted {
-                    reason: reason.clone(),
-                },
-            );
+            self.teller.tell(server, News::Untrusted { reason: reason.clone() });
             ServerOutcome::Untrusted { reason }
         } else {
-            self.teller.tell(
-                server,
-                News::Absent {
-                    reason: reason.clone(),
-                },
-            );
+            self.teller.tell(server, News::Absent { reason: reason.clone() });
             ServerOutcome::Absent { reason }
         }
     }
 
     fn failed(&self, server: &str, error: &AgentError) -> ServerOutcome {
         let reason = chain(error);
-        self.teller.tell(
-            server,
-            News::Absent {
-                reason: reason.clone(),
-            },
-        );
+        self.teller.tell(server, News::Absent { reason: reason.clone() });
         ServerOutcome::Refused { reason }
     }
 }
@@ -198,10 +151,7 @@ impl Apply {
 /// Files that differing steps need, in the plan's order.
 fn missing(plan: &ServerPlan) -> Vec<String> {
     let differing: BTreeSet<&str> = plan.differences.iter().map(|of| of.step.as_str()).collect();
-    let steps = plan
-        .steps
-        .iter()
-        .filter(|step| differing.contains(step.id.as_str()));
+    let steps = plan.steps.iter().filter(|step| differing.contains(step.id.as_str()));
     steps.filter_map(artifact_of).map(str::to_owned).collect()
 }
 
@@ -209,9 +159,5 @@ fn outcome(follower: &Follower) -> ServerOutcome {
     let changed = follower.finished().map_or(0, |finished| finished.changed);
     let failures: Vec<_> = follower.failures().cloned().collect();
     let clean = follower.finished().is_some_and(|finished| finished.failed == 0);
-    if clean {
-        ServerOutcome::Done { changed }
-    } else {
-        ServerOutcome::Failed { changed, failures }
-    }
+    if clean { ServerOutcome::Done { changed } } else { ServerOutcome::Failed { changed, failures } }
 }

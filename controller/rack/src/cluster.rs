@@ -13,7 +13,8 @@ use kube::config::AuthInfo;
 use rackwright_core::inventory::Inventory;
 use rackwright_wire::step::Difference;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 const API_PORT: u16 = 6443;
@@ -100,10 +101,7 @@ impl Cluster {
         let session = rack.session(control).await?;
         let forward = Forward::start(session, "127.0.0.1", API_PORT).await?;
         let client = client(&format!("https://{}", forward.address()), &identity)?;
-        Ok(Self {
-            client,
-            _forward: forward,
-        })
+        Ok(Self { client, _forward: forward })
     }
 
     /// How the cluster's own objects and the nodes' marks differ from what is wanted.
@@ -138,16 +136,14 @@ impl Cluster {
             let (api, name) = self.api(&object);
             let params = PatchParams::apply(objects::MANAGER).force();
             let done = api.patch(&name, &params, &Patch::Apply(&object)).await;
-            done.map_err(|source| ClusterError::Request {
-                what: format!("apply {name}"),
-                source,
-            })?;
+            done.map_err(|source| ClusterError::Request { what: format!("apply {name}"), source })?;
             changed += 1;
         }
         Ok(changed)
     }
 
-    /// Waits until every named server is a Ready node with its role's marks.
+    /// Waits until every named server is a Ready node with its role's marks, except those that were given up
+    /// meanwhile.
     ///
     /// # Errors
     /// Names what is missing when `deadline` passes.
@@ -155,6 +151,7 @@ impl Cluster {
         &self,
         inventory: &Inventory,
         servers: &[&str],
+        given_up: &Mutex<BTreeSet<String>>,
         deadline: Duration,
         mut ready: impl FnMut(&str),
     ) -> Result<(), ClusterError> {
@@ -163,7 +160,8 @@ impl Cluster {
         loop {
             let nodes = self.nodes_by_name().await.unwrap_or_default();
             let mut missing = Vec::new();
-            for name in servers {
+            let hopeless = given_up.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            for name in servers.iter().filter(|name| !hopeless.contains(**name)) {
                 match self.settle(inventory, name, nodes.get(*name)).await {
                     Ok(()) if seen.iter().any(|known| known == name) => {}
                     Ok(()) => {
@@ -202,9 +200,7 @@ impl Cluster {
         let live = serde_json::to_value(node).unwrap_or_default();
         if let Some(patch) = role.and_then(|role| objects::node_patch(role, &live)) {
             let nodes: Api<Node> = Api::all(self.client.clone());
-            let done = nodes
-                .patch(name, &PatchParams::default(), &Patch::Merge(&patch))
-                .await;
+            let done = nodes.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await;
             done.map_err(|error| format!("its marks: {error}"))?;
         }
         let state = state(node);
@@ -214,10 +210,7 @@ impl Cluster {
     async fn nodes_by_name(&self) -> Result<BTreeMap<String, Node>, ClusterError> {
         let nodes: Api<Node> = Api::all(self.client.clone());
         let list = nodes.list(&ListParams::default()).await;
-        let list = list.map_err(|source| ClusterError::Request {
-            what: "list nodes".to_owned(),
-            source,
-        })?;
+        let list = list.map_err(|source| ClusterError::Request { what: "list nodes".to_owned(), source })?;
         let name = |node: Node| (node.metadata.name.clone().unwrap_or_default(), node);
         Ok(list.items.into_iter().map(name).collect())
     }
@@ -225,47 +218,27 @@ impl Cluster {
     async fn live(&self, object: &Value) -> Result<Option<Value>, ClusterError> {
         let (api, name) = self.api(object);
         let found = api.get_opt(&name).await;
-        let found = found.map_err(|source| ClusterError::Request {
-            what: format!("get {name}"),
-            source,
-        })?;
+        let found = found.map_err(|source| ClusterError::Request { what: format!("get {name}"), source })?;
         Ok(found.map(|object| serde_json::to_value(object).unwrap_or_default()))
     }
 
     fn api(&self, object: &Value) -> (Api<DynamicObject>, String) {
-        let text = |pointer| {
-            object
-                .pointer(pointer)
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-        };
+        let text = |pointer| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
         let resource = match text("/kind") {
             "ClusterRole" => ApiResource::erase::<ClusterRole>(&()),
             "ClusterRoleBinding" => ApiResource::erase::<ClusterRoleBinding>(&()),
             _ => ApiResource::erase::<CSIDriver>(&()),
         };
-        (
-            Api::all_with(self.client.clone(), &resource),
-            text("/metadata/name").to_owned(),
-        )
+        (Api::all_with(self.client.clone(), &resource), text("/metadata/name").to_owned())
     }
 }
 
 fn state(node: &Node) -> NodeState {
     let status = node.status.clone().unwrap_or_default();
-    let ready = status
-        .conditions
-        .unwrap_or_default()
-        .into_iter()
-        .find(|of| of.type_ == "Ready");
+    let ready = status.conditions.unwrap_or_default().into_iter().find(|of| of.type_ == "Ready");
     let is_ready = ready.as_ref().is_some_and(|condition| condition.status == "True");
-    let message = ready
-        .and_then(|condition| condition.message)
-        .unwrap_or_else(|| "no word yet".to_owned());
-    let version = status
-        .node_info
-        .map(|info| info.kubelet_version)
-        .unwrap_or_default();
+    let message = ready.and_then(|condition| condition.message).unwrap_or_else(|| "no word yet".to_owned());
+    let version = status.node_info.map(|info| info.kubelet_version).unwrap_or_default();
     let allocatable = status.allocatable.unwrap_or_default();
     let shown = ["cpu", "memory"];
     NodeState {
@@ -283,10 +256,7 @@ fn state(node: &Node) -> NodeState {
 
 fn client(url: &str, identity: &Issued) -> Result<kube::Client, ClusterError> {
     let base64 = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
-    let ca = rustls_pemfile::certs(&mut identity.ca.as_bytes())
-        .flatten()
-        .map(|der| der.to_vec())
-        .collect();
+    let ca = rustls_pemfile::certs(&mut identity.ca.as_bytes()).flatten().map(|der| der.to_vec()).collect();
     let Ok(url) = url.parse() else {
         return Err(ClusterError::Url(url.to_owned()));
     };

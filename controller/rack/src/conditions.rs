@@ -41,13 +41,7 @@ pub struct Conditions {
 impl Conditions {
     /// Nothing is asked before somebody waits.
     pub fn new(rack: Arc<Rack>, controls: Vec<Control>, etcd: Asker, api: Asker) -> Self {
-        Self {
-            rack,
-            controls: controls.into(),
-            etcd,
-            api,
-            watched: Arc::default(),
-        }
+        Self { rack, controls: controls.into(), etcd, api, watched: Arc::default() }
     }
 
     /// Waits until a state is true: `etcd:quorum` or `api:ready`.
@@ -66,13 +60,22 @@ impl Conditions {
     /// Whether the API answers now, and through which control server.
     pub async fn api_ready(&self) -> Option<&Control> {
         for control in &*self.controls {
-            if self
-                .answers(control, &self.api, API_PORT, "/readyz", |body| {
-                    body.trim() == "ok"
-                })
-                .await
-            {
+            if self.answers(control, &self.api, API_PORT, "/readyz", |body| body.trim() == "ok").await {
                 return Some(control);
+            }
+        }
+        None
+    }
+
+    /// etcd's metrics in Prometheus' text format, from the first member that answers.
+    pub async fn etcd_metrics(&self) -> Option<String> {
+        for control in &*self.controls {
+            let Ok(session) = self.rack.session(&control.server).await else { continue };
+            let answer = self.etcd.get(&session, control.address, ETCD_PORT, "/metrics").await;
+            if let Ok(answer) = answer
+                && answer.status == 200
+            {
+                return Some(answer.body);
             }
         }
         None
@@ -82,10 +85,7 @@ impl Conditions {
     async fn etcd_quorum(&self) -> bool {
         for control in &*self.controls {
             let healthy = |body: &str| body.contains("\"health\":\"true\"");
-            if self
-                .answers(control, &self.etcd, ETCD_PORT, "/health", healthy)
-                .await
-            {
+            if self.answers(control, &self.etcd, ETCD_PORT, "/health", healthy).await {
                 return true;
             }
         }
@@ -98,9 +98,7 @@ impl Conditions {
                 "etcd:quorum" => self.etcd_quorum().await,
                 "api:ready" => self.api_ready().await.is_some(),
                 _ => {
-                    return Err(format!(
-                        "there is no state {state:?}; known are etcd:quorum and api:ready"
-                    ));
+                    return Err(format!("there is no state {state:?}; known are etcd:quorum and api:ready"));
                 }
             };
             if reached {

@@ -101,10 +101,7 @@ impl ConnectError {
     pub fn is_untrusted(&self) -> bool {
         match self {
             Self::Ssh { source, .. } => {
-                matches!(
-                    **source,
-                    OpenError::HostKeyChanged { .. } | OpenError::HostKeyUnknown { .. }
-                )
+                matches!(**source, OpenError::HostKeyChanged { .. } | OpenError::HostKeyUnknown { .. })
             }
             Self::Bastion { source, .. } => source.is_untrusted(),
             Self::Ledger(source) => matches!(source, LedgerError::Contradiction { .. }),
@@ -162,22 +159,10 @@ pub struct Rack {
 impl Rack {
     /// A rack whose sessions open when they are first asked for.
     pub fn new(targets: Vec<Target>, ledger: HostLedger, first_use: FirstUse, patience: Patience) -> Self {
-        let targets: BTreeMap<_, _> = targets
-            .into_iter()
-            .map(|target| (target.server.clone(), target))
-            .collect();
-        let sessions = targets
-            .keys()
-            .map(|name| (name.clone(), tokio::sync::Mutex::default()))
-            .collect();
-        Self {
-            targets,
-            ledger: Mutex::new(ledger),
-            first_use,
-            patience,
-            ramp: Ramp::default(),
-            sessions,
-        }
+        let targets: BTreeMap<_, _> =
+            targets.into_iter().map(|target| (target.server.clone(), target)).collect();
+        let sessions = targets.keys().map(|name| (name.clone(), tokio::sync::Mutex::default())).collect();
+        Self { targets, ledger: Mutex::new(ledger), first_use, patience, ramp: Ramp::default(), sessions }
     }
 
     /// Names of all servers.
@@ -207,15 +192,11 @@ impl Rack {
         let via = match &target.bastion {
             // Boxed because a bastion may itself have one.
             Some(name) => {
-                Some(
-                    Box::pin(self.session(name))
-                        .await
-                        .map_err(|source| ConnectError::Bastion {
-                            server: target.server.clone(),
-                            bastion: name.clone(),
-                            source: Box::new(source),
-                        })?,
-                )
+                Some(Box::pin(self.session(name)).await.map_err(|source| ConnectError::Bastion {
+                    server: target.server.clone(),
+                    bastion: name.clone(),
+                    source: Box::new(source),
+                })?)
             }
             None => None,
         };
@@ -231,17 +212,9 @@ impl Rack {
                 Err(error) => error,
             };
             failed += 1;
-            let pause = self
-                .patience
-                .pause(failed, jitter())
-                .filter(|_| worth_another_try(&error));
+            let pause = self.patience.pause(failed, jitter()).filter(|_| worth_another_try(&error));
             let Some(pause) = pause else { return Err(error) };
-            tracing::debug!(
-                server = target.server,
-                failed,
-                ?pause,
-                "handshake dropped, trying again"
-            );
+            tracing::debug!(server = target.server, failed, ?pause, "handshake dropped, trying again");
             tokio::time::sleep(pause).await;
         }
     }
@@ -276,12 +249,7 @@ impl Rack {
     }
 
     fn trust(&self, server: &str) -> Trust {
-        let pinned = self
-            .ledger
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pinned(server)
-            .cloned();
+        let pinned = self.ledger.lock().unwrap_or_else(PoisonError::into_inner).pinned(server).cloned();
         match (pinned, self.first_use) {
             (Some(key), _) => Trust::Pinned(key),
             (None, FirstUse::Accept) => Trust::AcceptNew,
@@ -299,15 +267,7 @@ async fn open<S>(
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
-    Session::open(
-        &target.server,
-        stream,
-        trust,
-        &target.user,
-        &target.credential,
-        via,
-    )
-    .await
+    Session::open(&target.server, stream, trust, &target.user, &target.credential, via).await
 }
 
 async fn tcp(target: &Target) -> Result<TcpStream, ConnectError> {

@@ -53,20 +53,14 @@ impl<'a> Conversation<'a> {
         let Process { mut output, input } = process;
         let mut answers = Answers::new();
         let mut waiting: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        let open: Vec<_> = self
-            .follower
-            .open_asks()
-            .map(|(step, ask)| (step.to_owned(), ask.clone()))
-            .collect();
+        let open: Vec<_> =
+            self.follower.open_asks().map(|(step, ask)| (step.to_owned(), ask.clone())).collect();
         for (step, ask) in open {
             self.ask(step, &ask, &mut answers, &mut waiting);
         }
         let mut lines = BytesMut::new();
-        let mut left = Output {
-            status: crate::process::NO_STATUS,
-            stdout: Vec::new(),
-            stderr: String::new(),
-        };
+        let mut left =
+            Output { status: crate::process::NO_STATUS, stdout: Vec::new(), stderr: String::new() };
         loop {
             self.send_artifacts();
             tokio::select! {
@@ -95,25 +89,17 @@ impl<'a> Conversation<'a> {
 
     fn send_artifacts(&mut self) {
         for artifact in self.uploads.start(self.agent) {
-            let news = News::Sending {
-                artifact: artifact.name,
-                bytes: artifact.bytes,
-            };
+            let news = News::Sending { artifact: artifact.name, bytes: artifact.bytes };
             self.apply.teller.tell(&self.plan.server, news);
         }
     }
 
     fn next_event(&self, lines: &mut BytesMut) -> Result<Option<Event>, AgentError> {
-        let unreadable = |source| AgentError::Answer {
-            what: "run".to_owned(),
-            server: self.plan.server.clone(),
-            source,
-        };
+        let unreadable =
+            |source| AgentError::Answer { what: "run".to_owned(), server: self.plan.server.clone(), source };
         let Some(end) = lines.iter().position(|byte| *byte == b'\n') else {
             if lines.len() > LONGEST_LINE {
-                return Err(unreadable(serde::de::Error::custom(
-                    "an event of more than 1 MiB",
-                )));
+                return Err(unreadable(serde::de::Error::custom("an event of more than 1 MiB")));
             }
             return Ok(None);
         };
@@ -159,10 +145,7 @@ impl<'a> Conversation<'a> {
                 let (conditions, state) = (&self.apply.conditions, state.clone());
                 answers.push(Box::pin(async move {
                     let reached = conditions.reached(&state).await;
-                    (
-                        step,
-                        reached.map_or_else(|reason| Reply::Refused { reason }, |()| Reply::Reached),
-                    )
+                    (step, reached.map_or_else(|reason| Reply::Refused { reason }, |()| Reply::Reached))
                 }));
             }
         }
@@ -199,14 +182,9 @@ impl<'a> Conversation<'a> {
             Ok(()) => Reply::Reached,
             // The next connection sends it again.
             Err((_, true)) => return,
-            Err((reason, false)) => Reply::Refused {
-                reason: reason.clone(),
-            },
+            Err((reason, false)) => Reply::Refused { reason: reason.clone() },
         };
-        let news = News::Sent {
-            artifact: ended.name.clone(),
-            took_ms: ended.took_ms,
-        };
+        let news = News::Sent { artifact: ended.name.clone(), took_ms: ended.took_ms };
         self.apply.teller.tell(&self.plan.server, news);
         for step in waiting.remove(&ended.sha256).unwrap_or_default() {
             answers.push(Box::pin(std::future::ready((step, reply.clone()))));
@@ -220,19 +198,11 @@ impl<'a> Conversation<'a> {
             return refused(format!("the plan has no certificate step {step}"));
         };
         if granted.ca != ca {
-            return refused(format!(
-                "the plan's step {step} is signed by {}, not by {ca}",
-                granted.ca
-            ));
+            return refused(format!("the plan's step {step} is signed by {}, not by {ca}", granted.ca));
         }
-        let now_s = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
+        let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         match self.apply.authorities.sign(csr, granted, now_s) {
-            Ok(signed) => Reply::Certificate {
-                cert: signed.cert,
-                ca: signed.ca,
-            },
+            Ok(signed) => Reply::Certificate { cert: signed.cert, ca: signed.ca },
             Err(error) => refused(crate::survey::chain(&error)),
         }
     }
@@ -241,49 +211,26 @@ impl<'a> Conversation<'a> {
         let steps = self.plan.steps.len();
         let done = self.follower.done();
         Some(match &event.what {
-            What::Started { .. }
-            | What::Asking {
-                ask: Ask::Certificate { .. },
-                ..
-            } => return None,
-            What::Applying { step, summary, .. } => News::Applying {
-                step: step.clone(),
-                summary: summary.clone(),
-            },
-            What::Applied { step, .. } | What::Unchanged { step } => News::Done {
-                step: step.clone(),
-                done,
-                steps,
-            },
-            What::Asking {
-                step,
-                ask: Ask::State { state },
-            } => {
-                let what = if state.starts_with("artifact:") {
-                    "its artifact"
-                } else {
-                    state
-                };
-                News::Waiting {
-                    step: step.clone(),
-                    what: what.to_owned(),
-                }
+            What::Started { .. } | What::Asking { ask: Ask::Certificate { .. }, .. } => return None,
+            What::Applying { step, summary, .. } => {
+                News::Applying { step: step.clone(), summary: summary.clone() }
             }
-            What::Failed {
-                step,
-                code,
-                error,
-                evidence,
-            } => News::Failed(crate::follow::Failure {
+            What::Applied { step, .. } | What::Unchanged { step } => {
+                News::Done { step: step.clone(), done, steps }
+            }
+            What::Asking { step, ask: Ask::State { state } } => {
+                let what = if state.starts_with("artifact:") { "its artifact" } else { state };
+                News::Waiting { step: step.clone(), what: what.to_owned() }
+            }
+            What::Failed { step, code, error, evidence } => News::Failed(crate::follow::Failure {
                 step: step.clone(),
                 code: code.clone(),
                 error: error.clone(),
                 evidence: evidence.clone(),
             }),
-            What::Finished { changed, failed } => News::Finished(crate::follow::Finished {
-                changed: *changed,
-                failed: *failed,
-            }),
+            What::Finished { changed, failed } => {
+                News::Finished(crate::follow::Finished { changed: *changed, failed: *failed })
+            }
         })
     }
 
@@ -300,21 +247,14 @@ impl<'a> Conversation<'a> {
 }
 
 fn certificate_step<'p>(plan: &'p ServerPlan, id: &str) -> Option<&'p CertificateStep> {
-    plan.steps.iter().find(|step| step.id == id).and_then(|step| {
-        if let StepKind::Certificate(granted) = &step.kind {
-            Some(granted)
-        } else {
-            None
-        }
-    })
+    plan.steps
+        .iter()
+        .find(|step| step.id == id)
+        .and_then(|step| if let StepKind::Certificate(granted) = &step.kind { Some(granted) } else { None })
 }
 
 async fn answer(input: &ProcessInput, step: String, reply: Reply) -> Result<(), SessionError> {
-    let answer = Answer {
-        version: EVENT_VERSION,
-        step,
-        reply,
-    };
+    let answer = Answer { version: EVENT_VERSION, step, reply };
     let mut line = serde_json::to_vec(&answer).unwrap_or_default();
     line.push(b'\n');
     input.write(Bytes::from(line)).await

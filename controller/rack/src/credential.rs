@@ -60,9 +60,7 @@ impl Credential {
     pub fn from_file(path: &Path) -> Result<Self, CredentialError> {
         let key = load_secret_key(path, None).map_err(|source| name_problem(path, source))?;
         if matches!(key.algorithm(), Algorithm::Rsa { .. }) {
-            return Err(CredentialError::Rsa {
-                path: path.to_owned(),
-            });
+            return Err(CredentialError::Rsa { path: path.to_owned() });
         }
         Ok(Self::Key(Arc::new(key)))
     }
@@ -101,11 +99,8 @@ mod tests {
     fn an_rsa_key_is_refused_with_the_way_out() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("id_rsa");
-        std::fs::write(
-            &path,
-            "-----BEGIN RSA PRIVATE KEY-----\nMIIB\n-----END RSA PRIVATE KEY-----\n",
-        )
-        .unwrap();
+        std::fs::write(&path, "-----BEGIN RSA PRIVATE KEY-----\nMIIB\n-----END RSA PRIVATE KEY-----\n")
+            .unwrap();
         let error = Credential::from_file(&path).unwrap_err();
         assert!(matches!(error, CredentialError::Rsa { .. }), "{error:?}");
         assert!(error.help().contains("ed25519"));
@@ -121,10 +116,7 @@ mod tests {
         let text =
             format!("-----BEGIN OPENSSH PRIVATE KEY-----\n{body}\n-----END OPENSSH PRIVATE KEY-----\n");
         std::fs::write(&path, text).unwrap();
-        assert!(matches!(
-            Credential::from_file(&path).unwrap_err(),
-            CredentialError::Rsa { .. }
-        ));
+        assert!(matches!(Credential::from_file(&path).unwrap_err(), CredentialError::Rsa { .. }));
     }
 
     #[test]

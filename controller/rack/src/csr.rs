@@ -68,13 +68,7 @@ pub fn read(pem: &str) -> Result<Request, CsrError> {
     let info = &request.certification_request_info;
     require_p256(&info.subject_pki)?;
     let (common_name, organization) = subject(&info.subject)?;
-    let mut names = Names {
-        common_name,
-        organization,
-        sans: BTreeSet::new(),
-        server: false,
-        client: false,
-    };
+    let mut names = Names { common_name, organization, sans: BTreeSet::new(), server: false, client: false };
     let mut requests = 0;
     for attribute in info.iter_attributes() {
         let ParsedCriAttribute::ExtensionRequest(asked) = attribute.parsed_attribute() else {
@@ -82,50 +76,30 @@ pub fn read(pem: &str) -> Result<Request, CsrError> {
         };
         requests += 1;
         for extension in &asked.extensions {
-            read_extension(
-                extension.parsed_extension(),
-                &extension.oid.to_string(),
-                &mut names,
-            )?;
+            read_extension(extension.parsed_extension(), &extension.oid.to_string(), &mut names)?;
         }
     }
     if requests > 1 {
         return Err(CsrError::Unexpected("extensions twice".to_owned()));
     }
-    Ok(Request {
-        names,
-        public_key: info.subject_pki.raw.to_vec(),
-    })
+    Ok(Request { names, public_key: info.subject_pki.raw.to_vec() })
 }
 
 fn require_p256(key: &SubjectPublicKeyInfo<'_>) -> Result<(), CsrError> {
-    let curve = key
-        .algorithm
-        .parameters
-        .as_ref()
-        .and_then(|parameters| parameters.as_oid().ok());
-    if curve.is_some_and(|oid| oid == OID_EC_P256) {
-        Ok(())
-    } else {
-        Err(CsrError::KeyType)
-    }
+    let curve = key.algorithm.parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
+    if curve.is_some_and(|oid| oid == OID_EC_P256) { Ok(()) } else { Err(CsrError::KeyType) }
 }
 
 fn subject(name: &x509_parser::x509::X509Name<'_>) -> Result<(String, String), CsrError> {
     let (mut common_name, mut organization) = (None, None);
     for part in name.iter_attributes() {
-        let text = part
-            .as_str()
-            .or(Err(CsrError::Unexpected("a subject that is no text".to_owned())))?;
+        let text = part.as_str().or(Err(CsrError::Unexpected("a subject that is no text".to_owned())))?;
         let slot = if *part.attr_type() == OID_X509_COMMON_NAME {
             &mut common_name
         } else if *part.attr_type() == OID_X509_ORGANIZATION_NAME {
             &mut organization
         } else {
-            return Err(CsrError::Unexpected(format!(
-                "the subject attribute {}",
-                part.attr_type()
-            )));
+            return Err(CsrError::Unexpected(format!("the subject attribute {}", part.attr_type())));
         };
         if slot.replace(text.to_owned()).is_some() {
             return Err(CsrError::Unexpected("a subject attribute twice".to_owned()));
@@ -134,10 +108,7 @@ fn subject(name: &x509_parser::x509::X509Name<'_>) -> Result<(String, String), C
     Ok((common_name.unwrap_or_default(), organization.unwrap_or_default()))
 }
 
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "whatever else exists or will exist is refused"
-)]
+#[expect(clippy::wildcard_enum_match_arm, reason = "whatever else exists or will exist is refused")]
 fn read_extension(extension: &ParsedExtension<'_>, oid: &str, names: &mut Names) -> Result<(), CsrError> {
     let unexpected = |what: String| Err(CsrError::Unexpected(what));
     match extension {
@@ -176,10 +147,7 @@ fn read_extension(extension: &ParsedExtension<'_>, oid: &str, names: &mut Names)
     }
 }
 
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "whatever else exists or will exist is refused"
-)]
+#[expect(clippy::wildcard_enum_match_arm, reason = "whatever else exists or will exist is refused")]
 fn san(name: &GeneralName<'_>) -> Result<String, CsrError> {
     let odd = || CsrError::Unexpected(format!("the alternative name {name}"));
     match name {

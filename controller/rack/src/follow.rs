@@ -83,17 +83,9 @@ impl Follower {
             }
             What::Asking { step, ask } => {
                 self.asks.insert(step.clone(), ask.clone());
-                Meaning::Asked {
-                    step: step.clone(),
-                    ask: ask.clone(),
-                }
+                Meaning::Asked { step: step.clone(), ask: ask.clone() }
             }
-            What::Failed {
-                step,
-                code,
-                error,
-                evidence,
-            } => {
+            What::Failed { step, code, error, evidence } => {
                 self.asks.remove(step);
                 let failure = Failure {
                     step: step.clone(),
@@ -105,10 +97,7 @@ impl Follower {
                 Meaning::News
             }
             What::Finished { changed, failed } => {
-                let finished = Finished {
-                    changed: *changed,
-                    failed: *failed,
-                };
+                let finished = Finished { changed: *changed, failed: *failed };
                 self.finished = Some(finished);
                 Meaning::Over(finished)
             }
@@ -148,15 +137,7 @@ mod tests {
     use rackwright_wire::event::EVENT_VERSION;
 
     fn events(whats: Vec<What>) -> Vec<Event> {
-        (1..)
-            .zip(whats)
-            .map(|(seq, what)| Event {
-                version: EVENT_VERSION,
-                seq,
-                at_ms: 0,
-                what,
-            })
-            .collect()
+        (1..).zip(whats).map(|(seq, what)| Event { version: EVENT_VERSION, seq, at_ms: 0, what }).collect()
     }
 
     fn tell(follower: &mut Follower, events: &[Event]) {
@@ -170,27 +151,15 @@ mod tests {
     }
 
     fn asking(name: &str) -> What {
-        What::Asking {
-            step: step(name),
-            ask: Ask::State {
-                state: "api:ready".to_owned(),
-            },
-        }
+        What::Asking { step: step(name), ask: Ask::State { state: "api:ready".to_owned() } }
     }
 
     fn history() -> Vec<Event> {
         events(vec![
             What::Started { plan: step("p") },
             What::Unchanged { step: step("a") },
-            What::Applying {
-                step: step("b"),
-                summary: step("write b"),
-                before: None,
-            },
-            What::Applied {
-                step: step("b"),
-                took_ms: 1,
-            },
+            What::Applying { step: step("b"), summary: step("write b"), before: None },
+            What::Applied { step: step("b"), took_ms: 1 },
             asking("c"),
             What::Failed {
                 step: step("d"),
@@ -198,14 +167,8 @@ mod tests {
                 error: step("no room"),
                 evidence: String::new(),
             },
-            What::Applied {
-                step: step("c"),
-                took_ms: 2,
-            },
-            What::Finished {
-                changed: 2,
-                failed: 1,
-            },
+            What::Applied { step: step("c"), took_ms: 2 },
+            What::Finished { changed: 2, failed: 1 },
         ])
     }
 
@@ -220,11 +183,7 @@ mod tests {
             // The journal is followed from the next event, or replayed from the start: both must do.
             let from = cut_off.next_seq();
             let mut replayed = cut_off.clone();
-            let rest: Vec<Event> = history
-                .iter()
-                .filter(|event| event.seq >= from)
-                .cloned()
-                .collect();
+            let rest: Vec<Event> = history.iter().filter(|event| event.seq >= from).cloned().collect();
             tell(&mut cut_off, &rest);
             tell(&mut replayed, &history);
             for follower in [&cut_off, &replayed] {
@@ -240,29 +199,18 @@ mod tests {
     fn an_open_question_is_answered_again_after_a_reconnect() {
         let mut follower = Follower::default();
         tell(&mut follower, &history()[..5]);
-        assert_eq!(
-            follower.open_asks().map(|(step, _)| step).collect::<Vec<_>>(),
-            ["c"]
-        );
+        assert_eq!(follower.open_asks().map(|(step, _)| step).collect::<Vec<_>>(), ["c"]);
         assert_eq!(follower.next_seq(), 6);
     }
 
     #[test]
     fn a_restarted_agent_asks_anew() {
         let mut follower = Follower::default();
-        let mut twice = events(vec![
-            What::Started { plan: step("p") },
-            asking("c"),
-            What::Started { plan: step("p") },
-        ]);
+        let mut twice =
+            events(vec![What::Started { plan: step("p") }, asking("c"), What::Started { plan: step("p") }]);
         tell(&mut follower, &twice);
         assert_eq!(follower.open_asks().count(), 0);
-        twice.push(Event {
-            version: EVENT_VERSION,
-            seq: 4,
-            at_ms: 0,
-            what: asking("c"),
-        });
+        twice.push(Event { version: EVENT_VERSION, seq: 4, at_ms: 0, what: asking("c") });
         assert!(matches!(follower.observe(&twice[3]), Meaning::Asked { .. }));
         assert_eq!(follower.observe(&twice[3]), Meaning::Old);
     }
@@ -270,19 +218,9 @@ mod tests {
     #[test]
     fn a_step_that_failed_and_then_succeeded_is_no_failure() {
         let mut follower = Follower::default();
-        let failed = What::Failed {
-            step: step("a"),
-            code: step("io"),
-            error: step("x"),
-            evidence: String::new(),
-        };
-        let all = events(vec![
-            failed,
-            What::Applied {
-                step: step("a"),
-                took_ms: 1,
-            },
-        ]);
+        let failed =
+            What::Failed { step: step("a"), code: step("io"), error: step("x"), evidence: String::new() };
+        let all = events(vec![failed, What::Applied { step: step("a"), took_ms: 1 }]);
         tell(&mut follower, &all);
         assert_eq!(follower.failures().count(), 0);
     }

@@ -23,9 +23,7 @@ impl Forward {
     /// Listens on a free loopback port; each connection becomes one channel to `host:port` as seen from
     /// the server.
     pub async fn start(session: Arc<Session>, host: &str, port: u16) -> Result<Self, ForwardError> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-            .await
-            .map_err(ForwardError)?;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(ForwardError)?;
         let address = listener.local_addr().map_err(ForwardError)?;
         let task = tokio::spawn(accept(listener, session, host.to_owned(), port));
         Ok(Self { address, task })

@@ -99,18 +99,12 @@ impl HostLedger {
     pub fn open(state: &StateDir) -> Result<Self, LedgerError> {
         let file: File = match state.read(FILE)? {
             Some(text) => toml::from_str(&text).map_err(LedgerError::Syntax)?,
-            None => File {
-                version: LEDGER_VERSION,
-                ..File::default()
-            },
+            None => File { version: LEDGER_VERSION, ..File::default() },
         };
         if file.version != LEDGER_VERSION {
             return Err(LedgerError::Version(file.version));
         }
-        Ok(Self {
-            state: state.clone(),
-            hosts: file.hosts,
-        })
+        Ok(Self { state: state.clone(), hosts: file.hosts })
     }
 
     /// The pinned key of a server.
@@ -150,10 +144,7 @@ impl HostLedger {
 
     fn record(&mut self, server: &str, pin: Pin) -> Result<(), LedgerError> {
         self.hosts.insert(server.to_owned(), pin);
-        let file = File {
-            version: LEDGER_VERSION,
-            hosts: self.hosts.clone(),
-        };
+        let file = File { version: LEDGER_VERSION, hosts: self.hosts.clone() };
         // Strings and integers only: TOML can always hold them.
         let text = toml::to_string(&file).unwrap_or_default();
         Ok(self.state.write(FILE, &text)?)
@@ -167,12 +158,7 @@ pub fn fingerprint(key: &PublicKey) -> String {
 
 fn pin(key: &PublicKey, source: Source, now: &str) -> Pin {
     let algorithm = Some(key.algorithm().to_string());
-    Pin {
-        fingerprint: fingerprint(key),
-        algorithm,
-        source,
-        recorded: now.to_owned(),
-    }
+    Pin { fingerprint: fingerprint(key), algorithm, source, recorded: now.to_owned() }
 }
 
 fn parse(
@@ -187,20 +173,12 @@ fn parse(
         // 32 bytes in base64 without padding.
         if rest.len() == 43 {
             let recorded = now.to_owned();
-            return Ok(Pin {
-                fingerprint: key.to_owned(),
-                algorithm: None,
-                source,
-                recorded,
-            });
+            return Ok(Pin { fingerprint: key.to_owned(), algorithm: None, source, recorded });
         }
     } else if let Ok(key) = PublicKey::from_openssh(key) {
         return Ok(pin(&key, source, now));
     }
-    Err(LedgerError::Key {
-        server: server.to_owned(),
-        origin,
-    })
+    Err(LedgerError::Key { server: server.to_owned(), origin })
 }
 
 #[cfg(test)]
@@ -209,10 +187,7 @@ mod tests {
     use russh::keys::{Algorithm, PrivateKey, key::safe_rng};
 
     fn key() -> PublicKey {
-        PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519)
-            .unwrap()
-            .public_key()
-            .clone()
+        PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).unwrap().public_key().clone()
     }
 
     #[test]
@@ -220,10 +195,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::at(folder.path()).unwrap();
         let known = key();
-        HostLedger::open(&state)
-            .unwrap()
-            .learn_from_inventory("ml1", &fingerprint(&known), "now")
-            .unwrap();
+        HostLedger::open(&state).unwrap().learn_from_inventory("ml1", &fingerprint(&known), "now").unwrap();
         let again = HostLedger::open(&state).unwrap();
         assert!(again.pinned("ml1").unwrap().fits(&known));
         assert!(!again.pinned("ml1").unwrap().fits(&key()));
@@ -233,9 +205,7 @@ mod tests {
     fn an_inventory_that_contradicts_the_ledger_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let mut ledger = HostLedger::open(&StateDir::at(folder.path()).unwrap()).unwrap();
-        ledger
-            .learn_from_inventory("ml1", &fingerprint(&key()), "now")
-            .unwrap();
+        ledger.learn_from_inventory("ml1", &fingerprint(&key()), "now").unwrap();
         let refused = ledger.learn_from_inventory("ml1", &fingerprint(&key()), "later");
         assert!(matches!(refused, Err(LedgerError::Contradiction { .. })));
     }
@@ -244,13 +214,9 @@ mod tests {
     fn a_provider_may_announce_a_reinstalled_server() {
         let folder = tempfile::tempdir().unwrap();
         let mut ledger = HostLedger::open(&StateDir::at(folder.path()).unwrap()).unwrap();
-        ledger
-            .learn_from_provider("ml1", &key().to_openssh().unwrap(), "now")
-            .unwrap();
+        ledger.learn_from_provider("ml1", &key().to_openssh().unwrap(), "now").unwrap();
         let new = key();
-        ledger
-            .learn_from_provider("ml1", &new.to_openssh().unwrap(), "later")
-            .unwrap();
+        ledger.learn_from_provider("ml1", &new.to_openssh().unwrap(), "later").unwrap();
         assert!(ledger.pinned("ml1").unwrap().fits(&new));
     }
 

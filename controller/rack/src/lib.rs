@@ -6,7 +6,8 @@
 //! Then what differs ([`survey`], [`preflight`], [`saved`]), whether it may run ([`resume`]), the run
 //! itself ([`apply`], [`follow`], [`uploads`], [`progress`]) with what it asks for: certificates ([`pki`],
 //! [`csr`]) and states of several servers ([`conditions`], [`probe`]). Last the cluster's own objects
-//! ([`objects`], [`cluster`]).
+//! ([`objects`], [`cluster`]). [`setup`] reads the inventory's references, [`drive`] puts all
+//! together, [`status`] looks at it.
 
 pub mod state;
 
@@ -42,3 +43,7 @@ pub mod probe;
 
 pub mod cluster;
 pub mod objects;
+
+pub mod drive;
+pub mod setup;
+pub mod status;

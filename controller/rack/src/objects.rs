@@ -21,11 +21,7 @@ pub const CSI_DRIVER: &str = "data.rackwright.dev";
 pub fn wanted() -> Vec<Value> {
     vec![
         binding("rackwright:admins", "cluster-admin", ADMINS),
-        binding(
-            "rackwright:kubelet-clients",
-            "system:kubelet-api-admin",
-            KUBELET_CLIENTS,
-        ),
+        binding("rackwright:kubelet-clients", "system:kubelet-api-admin", KUBELET_CLIENTS),
         serve_role(),
         binding("rackwright:serve", "rackwright:serve", CONTROLLERS),
         csi_driver(),
@@ -103,10 +99,8 @@ pub fn node_patch(role: Role, node: &Value) -> Option<Value> {
         patch.insert("metadata".to_owned(), json!({ "labels": labels }));
     }
     let mut taints = live("/spec/taints").as_array().cloned().unwrap_or_default();
-    let missing: Vec<Value> = wanted
-        .into_iter()
-        .filter(|taint| !taints.iter().any(|live| contains(live, taint)))
-        .collect();
+    let missing: Vec<Value> =
+        wanted.into_iter().filter(|taint| !taints.iter().any(|live| contains(live, taint))).collect();
     if !missing.is_empty() {
         taints.extend(missing);
         patch.insert("spec".to_owned(), json!({ "taints": taints }));
@@ -137,10 +131,7 @@ pub fn difference(wanted: &Value, live: Option<&Value>) -> Option<Difference> {
 pub fn all_missing(inventory: &Inventory) -> Vec<Difference> {
     let objects = wanted();
     let objects = objects.iter().filter_map(|object| difference(object, None));
-    let nodes = inventory
-        .servers
-        .iter()
-        .map(|server| node_difference(&server.name, server.role));
+    let nodes = inventory.servers.iter().map(|server| node_difference(&server.name, server.role));
     objects.chain(nodes).collect()
 }
 
@@ -154,22 +145,12 @@ pub fn node_difference(node: &str, role: Role) -> Difference {
 }
 
 fn name(object: &Value) -> String {
-    let text = |pointer| {
-        object
-            .pointer(pointer)
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-    };
+    let text = |pointer| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
     format!("{}-{}", text("/kind").to_lowercase(), text("/metadata/name"))
 }
 
 fn title(object: &Value) -> String {
-    let text = |pointer| {
-        object
-            .pointer(pointer)
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-    };
+    let text = |pointer| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
     format!("{} {}", text("/kind"), text("/metadata/name"))
 }
 
@@ -185,12 +166,7 @@ fn compare(path: &str, wanted: &Value, live: &Value, lines: &mut Vec<String>) {
     match (wanted, live) {
         (Value::Object(wanted), Value::Object(live)) => {
             for (key, value) in wanted {
-                compare(
-                    &format!("{path}.{key}"),
-                    value,
-                    live.get(key).unwrap_or(&Value::Null),
-                    lines,
-                );
+                compare(&format!("{path}.{key}"), value, live.get(key).unwrap_or(&Value::Null), lines);
             }
         }
         (Value::Array(wanted), Value::Array(live)) if wanted.len() == live.len() => {
@@ -225,16 +201,8 @@ mod tests {
         assert_eq!(found.step, "cluster/csidriver-data.rackwright.dev");
         assert_eq!(found.detail, "spec.attachRequired: true -> false");
         let mut role = serve_role();
-        role["rules"]
-            .as_array_mut()
-            .unwrap()
-            .push(rule("", &["secrets"], &["*"]));
-        assert!(
-            difference(&serve_role(), Some(&role))
-                .unwrap()
-                .detail
-                .starts_with("rules: ")
-        );
+        role["rules"].as_array_mut().unwrap().push(rule("", &["secrets"], &["*"]));
+        assert!(difference(&serve_role(), Some(&role)).unwrap().detail.starts_with("rules: "));
     }
 
     #[test]
@@ -244,10 +212,7 @@ mod tests {
             "spec": { "taints": [{ "key": "other", "effect": "NoExecute" }] },
         });
         let patch = node_patch(Role::Ml, &node).unwrap();
-        assert_eq!(
-            patch["metadata"]["labels"],
-            json!({ "rackwright.dev/role": "ml" })
-        );
+        assert_eq!(patch["metadata"]["labels"], json!({ "rackwright.dev/role": "ml" }));
         assert_eq!(patch["spec"]["taints"].as_array().unwrap().len(), 2);
         let marked = json!({
             "metadata": { "labels": { "rackwright.dev/role": "ml" } },

@@ -133,10 +133,7 @@ impl Authorities {
 
     /// Names and fingerprints of all authorities: what a playbook's templates know about them.
     pub fn fingerprints(&self) -> BTreeMap<String, String> {
-        self.by_name
-            .iter()
-            .map(|(name, authority)| (name.clone(), authority.sha256.clone()))
-            .collect()
+        self.by_name.iter().map(|(name, authority)| (name.clone(), authority.sha256.clone())).collect()
     }
 
     /// Signs a server's request if it asks for exactly what the step grants, with the step's names,
@@ -155,27 +152,16 @@ impl Authorities {
         })?;
         let life_s = u64::from(step.life_hours) * 3600;
         let cert = authority.certify(&step.ca, &granted, &key, life_s, now_s)?;
-        Ok(Signed {
-            cert,
-            ca: authority.certificate.clone(),
-        })
+        Ok(Signed { cert, ca: authority.certificate.clone() })
     }
 
     /// Makes a key and a certificate for a tool on this machine.
     pub fn issue(&self, ca: &str, names: &Names, life_s: u64, now_s: u64) -> Result<Issued, PkiError> {
         let authority = self.get(ca)?;
-        let crypto = |source| PkiError::Crypto {
-            what: "make a key for",
-            ca: ca.to_owned(),
-            source,
-        };
+        let crypto = |source| PkiError::Crypto { what: "make a key for", ca: ca.to_owned(), source };
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(crypto)?;
         let cert = authority.certify(ca, names, &key, life_s, now_s)?;
-        Ok(Issued {
-            cert,
-            key: key.serialize_pem(),
-            ca: authority.certificate.clone(),
-        })
+        Ok(Issued { cert, key: key.serialize_pem(), ca: authority.certificate.clone() })
     }
 
     /// A client certificate of the operator for one of the authorities, for a tool on this machine.
@@ -198,20 +184,14 @@ impl Authorities {
     }
 
     fn get(&self, ca: &str) -> Result<&Authority, PkiError> {
-        self.by_name
-            .get(ca)
-            .ok_or_else(|| PkiError::Unknown(ca.to_owned()))
+        self.by_name.get(ca).ok_or_else(|| PkiError::Unknown(ca.to_owned()))
     }
 }
 
 impl Authority {
     fn open(state: &StateDir, cluster: &str, name: &str, now_s: u64) -> Result<Self, PkiError> {
         let (key_file, cert_file) = (format!("pki/{name}.key"), format!("pki/{name}.crt"));
-        let half = |present, missing| PkiError::Half {
-            ca: name.to_owned(),
-            present,
-            missing,
-        };
+        let half = |present, missing| PkiError::Half { ca: name.to_owned(), present, missing };
         match (state.read(&key_file)?, state.read(&cert_file)?) {
             (Some(key), Some(certificate)) => Self::load(name, &key, certificate),
             (Some(_), None) => Err(half("key", "crt")),
@@ -228,11 +208,7 @@ impl Authority {
     }
 
     fn load(name: &str, key: &str, certificate: String) -> Result<Self, PkiError> {
-        let crypto = |source| PkiError::Crypto {
-            what: "open",
-            ca: name.to_owned(),
-            source,
-        };
+        let crypto = |source| PkiError::Crypto { what: "open", ca: name.to_owned(), source };
         let key = KeyPair::from_pem(key).map_err(crypto)?;
         let issuer = Issuer::from_ca_cert_pem(&certificate, key).map_err(crypto)?;
         let mut bytes = certificate.as_bytes();
@@ -241,11 +217,7 @@ impl Authority {
             return Err(crypto(rcgen::Error::CouldNotParseCertificate));
         };
         let sha256 = hex::encode(Sha256::digest(&der));
-        Ok(Self {
-            issuer,
-            certificate,
-            sha256,
-        })
+        Ok(Self { issuer, certificate, sha256 })
     }
 
     fn certify(
@@ -256,11 +228,7 @@ impl Authority {
         life_s: u64,
         now_s: u64,
     ) -> Result<String, PkiError> {
-        let crypto = |source| PkiError::Crypto {
-            what: "sign with",
-            ca: ca.to_owned(),
-            source,
-        };
+        let crypto = |source| PkiError::Crypto { what: "sign with", ca: ca.to_owned(), source };
         let sans: Vec<String> = names.sans.iter().cloned().collect();
         let mut params = CertificateParams::new(sans).map_err(crypto)?;
         params.distinguished_name = subject(&names.common_name, &names.organization);
@@ -269,14 +237,10 @@ impl Authority {
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         if names.server {
-            params
-                .extended_key_usages
-                .push(ExtendedKeyUsagePurpose::ServerAuth);
+            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
         }
         if names.client {
-            params
-                .extended_key_usages
-                .push(ExtendedKeyUsagePurpose::ClientAuth);
+            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
         }
         params.use_authority_key_identifier_extension = true;
         Ok(params.signed_by(key, &self.issuer).map_err(crypto)?.pem())
@@ -285,11 +249,7 @@ impl Authority {
 
 /// The key and the self-signed certificate of a new authority, PEM.
 fn make(cluster: &str, name: &str, now_s: u64) -> Result<(String, String), PkiError> {
-    let crypto = |source| PkiError::Crypto {
-        what: "make",
-        ca: name.to_owned(),
-        source,
-    };
+    let crypto = |source| PkiError::Crypto { what: "make", ca: name.to_owned(), source };
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(crypto)?;
     let mut params = CertificateParams::default();
     params.distinguished_name = subject(&format!("{name} authority"), &format!("rackwright {cluster}"));
@@ -398,10 +358,8 @@ mod tests {
     fn honest(step: &CertificateStep) -> CertificateParams {
         let mut params = CertificateParams::new(step.sans.clone()).unwrap();
         params.distinguished_name = subject(&step.common_name, &step.organization);
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params
     }
 
@@ -415,28 +373,16 @@ mod tests {
         let (_folder, authorities) = authorities();
         let signed = authorities.sign(&pem(&honest(&step())), &step(), NOW).unwrap();
         assert_eq!(signed.ca, authorities.certificate("etcd").unwrap());
-        let der = rustls_pemfile::certs(&mut signed.cert.as_bytes())
-            .next()
-            .unwrap()
-            .unwrap();
+        let der = rustls_pemfile::certs(&mut signed.cert.as_bytes()).next().unwrap().unwrap();
         let (_, leaf) = X509Certificate::from_der(&der).unwrap();
-        let ca = rustls_pemfile::certs(&mut signed.ca.as_bytes())
-            .next()
-            .unwrap()
-            .unwrap();
+        let ca = rustls_pemfile::certs(&mut signed.ca.as_bytes()).next().unwrap().unwrap();
         let (_, ca) = X509Certificate::from_der(&ca).unwrap();
         leaf.verify_signature(Some(ca.public_key())).unwrap();
         assert_eq!(leaf.subject().to_string(), "CN=control1");
         assert!(!leaf.is_ca());
         let life = leaf.validity();
-        assert_eq!(
-            life.not_before.timestamp(),
-            i64::try_from(NOW - BACKDATE_S).unwrap()
-        );
-        assert_eq!(
-            life.not_after.timestamp(),
-            i64::try_from(NOW + 24 * 3600).unwrap()
-        );
+        assert_eq!(life.not_before.timestamp(), i64::try_from(NOW - BACKDATE_S).unwrap());
+        assert_eq!(life.not_after.timestamp(), i64::try_from(NOW + 24 * 3600).unwrap());
     }
 
     #[test]
@@ -457,8 +403,7 @@ mod tests {
                 p.distinguished_name = subject("control1", "system:masters");
             }),
             ("one more address", |p| {
-                p.subject_alt_names
-                    .push(rcgen::SanType::IpAddress([10, 0, 0, 1].into()));
+                p.subject_alt_names.push(rcgen::SanType::IpAddress([10, 0, 0, 1].into()));
             }),
             ("fewer names", |p| p.subject_alt_names.clear()),
             ("no client usage", |p| {
@@ -491,9 +436,7 @@ mod tests {
         let (_folder, authorities) = authorities();
         let text = pem(&honest(&step()));
         let item = rustls_pemfile::read_one(&mut text.as_bytes()).unwrap();
-        let Some(rustls_pemfile::Item::Csr(der)) = item else {
-            panic!("{item:?}")
-        };
+        let Some(rustls_pemfile::Item::Csr(der)) = item else { panic!("{item:?}") };
         let mut der = der.to_vec();
         let at = der.windows(8).position(|window| window == b"control1").unwrap();
         der[at + 7] = b'2';
@@ -501,10 +444,7 @@ mod tests {
         let forged =
             format!("-----BEGIN CERTIFICATE REQUEST-----\n{body}\n-----END CERTIFICATE REQUEST-----\n");
         let refused = authorities.sign(&forged, &step(), NOW).unwrap_err();
-        assert!(
-            matches!(refused, SignError::Csr(CsrError::BadSignature)),
-            "{refused}"
-        );
+        assert!(matches!(refused, SignError::Csr(CsrError::BadSignature)), "{refused}");
     }
 
     #[test]
@@ -521,10 +461,7 @@ mod tests {
         let (folder, _first) = authorities();
         std::fs::remove_file(folder.path().join("pki/etcd.key")).unwrap();
         let state = StateDir::at(folder.path()).unwrap();
-        assert!(matches!(
-            Authorities::open(&state, "lab", NOW),
-            Err(PkiError::Half { .. })
-        ));
+        assert!(matches!(Authorities::open(&state, "lab", NOW), Err(PkiError::Half { .. })));
         assert!(folder.path().join("pki/etcd.crt").exists());
     }
 }

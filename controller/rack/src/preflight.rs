@@ -28,11 +28,7 @@ impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let severity = if self.blocks { "error" } else { "warning" };
         write!(f, "{severity}: {}: {} [{}]", self.server, self.message, self.code)?;
-        if self.hint.is_empty() {
-            Ok(())
-        } else {
-            write!(f, "\n    help: {}", self.hint)
-        }
+        if self.hint.is_empty() { Ok(()) } else { write!(f, "\n    help: {}", self.hint) }
     }
 }
 
@@ -52,13 +48,7 @@ pub fn preflight(inventory: &Inventory, facts: &BTreeMap<String, Facts>, now_s: 
 
 fn one(server: &Server, facts: &Facts, now_s: u64, found: &mut Vec<Obstacle>) {
     let mut add = |blocks, code, message: String, hint| {
-        found.push(Obstacle {
-            server: server.name.clone(),
-            blocks,
-            code,
-            message,
-            hint,
-        });
+        found.push(Obstacle { server: server.name.clone(), blocks, code, message, hint });
     };
     if !facts.os.systemd {
         let hint = "servers need systemd as process 1";
@@ -66,12 +56,7 @@ fn one(server: &Server, facts: &Facts, now_s: u64, found: &mut Vec<Obstacle>) {
     }
     if facts.os.id != "debian" {
         let message = format!("it runs {} {}", facts.os.id, facts.os.codename);
-        add(
-            true,
-            "not-debian",
-            message,
-            "playbooks are written for Debian 12 and later",
-        );
+        add(true, "not-debian", message, "playbooks are written for Debian 12 and later");
     }
     if facts.os.arch != "x86_64" {
         let message = format!("its processor is {}", facts.os.arch);
@@ -84,35 +69,18 @@ fn one(server: &Server, facts: &Facts, now_s: u64, found: &mut Vec<Obstacle>) {
     }
     let gpus = facts.gpus.len();
     if u32::try_from(gpus).unwrap_or(u32::MAX) < server.gpus_expected {
-        let message = format!(
-            "{gpus} of {} expected GPUs are on its PCI bus",
-            server.gpus_expected
-        );
-        add(
-            true,
-            "gpu-missing",
-            message,
-            "look at the provider's console, or correct gpus_expected",
-        );
+        let message = format!("{gpus} of {} expected GPUs are on its PCI bus", server.gpus_expected);
+        add(true, "gpu-missing", message, "look at the provider's console, or correct gpus_expected");
     }
     let address = format!("{}/", server.address);
-    let own = facts
-        .nics
-        .iter()
-        .flat_map(|nic| &nic.addresses)
-        .any(|found| found.starts_with(&address));
+    let own = facts.nics.iter().flat_map(|nic| &nic.addresses).any(|found| found.starts_with(&address));
     if !own {
         let message = format!("no interface of it has the address {}", server.address);
         let hint = "the inventory's address must be one of the server's own: nodes find each other by it";
         add(true, "foreign-address", message, hint);
     }
     if facts.os.swap && !facts.os.container {
-        add(
-            false,
-            "swap",
-            "swap is on".to_owned(),
-            "memory limits of pods do not hold with it: turn it off",
-        );
+        add(false, "swap", "swap is on".to_owned(), "memory limits of pods do not hold with it: turn it off");
     }
 }
 

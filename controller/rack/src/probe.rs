@@ -83,9 +83,7 @@ impl Asker {
             .with_root_certificates(roots)
             .with_client_auth_cert(vec![leaf], key)
             .map_err(ProbeError::Certificate)?;
-        Ok(Self {
-            connector: TlsConnector::from(Arc::new(config)),
-        })
+        Ok(Self { connector: TlsConnector::from(Arc::new(config)) })
     }
 
     /// `GET https://address:port/path`, as seen from the session's server.
@@ -96,18 +94,8 @@ impl Asker {
         port: u16,
         path: &str,
     ) -> Result<Response, ProbeError> {
-        let failed = |source| ProbeError::Io {
-            address,
-            port,
-            path: path.to_owned(),
-            source,
-        };
-        let late = || {
-            failed(std::io::Error::new(
-                std::io::ErrorKind::TimedOut,
-                "no answer within 5 s",
-            ))
-        };
+        let failed = |source| ProbeError::Io { address, port, path: path.to_owned(), source };
+        let late = || failed(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer within 5 s"));
         let ask = async {
             let tunnel = session.tcp(&address.to_string(), port).await?.into_stream();
             let name = ServerName::IpAddress(std::net::IpAddr::from(address).into());
@@ -121,15 +109,9 @@ impl Asker {
                 Err(cause) if cause.kind() != std::io::ErrorKind::UnexpectedEof => return Err(failed(cause)),
                 Ok(_) | Err(_) => {}
             }
-            parse(&answer).ok_or_else(|| ProbeError::NotHttp {
-                address,
-                port,
-                path: path.to_owned(),
-            })
+            parse(&answer).ok_or_else(|| ProbeError::NotHttp { address, port, path: path.to_owned() })
         };
-        tokio::time::timeout(DEADLINE, Box::pin(ask))
-            .await
-            .unwrap_or_else(|_elapsed| Err(late()))
+        tokio::time::timeout(DEADLINE, Box::pin(ask)).await.unwrap_or_else(|_elapsed| Err(late()))
     }
 }
 
@@ -172,11 +154,9 @@ mod tests {
             b"HTTP/1.1 503 No\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n";
         let chunked = parse(chunked).unwrap();
         assert_eq!((chunked.status, chunked.body.as_str()), (503, "abcde"));
-        for half in [
-            &b""[..],
-            b"HTTP/1.1 200 OK\r\n",
-            b"HTTP/1.1 200\r\ntransfer-encoding: chunked\r\n\r\n9\r\nab",
-        ] {
+        for half in
+            [&b""[..], b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200\r\ntransfer-encoding: chunked\r\n\r\n9\r\nab"]
+        {
             assert!(parse(half).is_none(), "{half:?}");
         }
     }

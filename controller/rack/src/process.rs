@@ -47,16 +47,8 @@ impl Process {
     pub(crate) fn new(server: String, channel: Channel<client::Msg>, permit: OwnedSemaphorePermit) -> Self {
         let (read, write) = channel.split();
         Self {
-            output: ProcessOutput {
-                server: server.clone(),
-                channel: read,
-                refused: false,
-                _permit: permit,
-            },
-            input: ProcessInput {
-                server,
-                channel: write,
-            },
+            output: ProcessOutput { server: server.clone(), channel: read, refused: false, _permit: permit },
+            input: ProcessInput { server, channel: write },
         }
     }
 
@@ -75,19 +67,13 @@ impl Process {
 impl ProcessInput {
     /// Writes bytes; waits while the server's window is full.
     pub async fn write(&self, bytes: Bytes) -> Result<(), SessionError> {
-        let lost = |source| SessionError::Lost {
-            server: self.server.clone(),
-            source,
-        };
+        let lost = |source| SessionError::Lost { server: self.server.clone(), source };
         self.channel.data_bytes(bytes).await.map_err(lost)
     }
 
     /// Says that no more input comes.
     pub async fn end(&self) -> Result<(), SessionError> {
-        let lost = |source| SessionError::Lost {
-            server: self.server.clone(),
-            source,
-        };
+        let lost = |source| SessionError::Lost { server: self.server.clone(), source };
         self.channel.eof().await.map_err(lost)
     }
 }
@@ -95,10 +81,7 @@ impl ProcessInput {
 impl ProcessOutput {
     /// The next piece; `None` when the channel closed. Without an [`Piece::Exit`] before it, the connection
     /// was lost. Output may still come after the exit.
-    #[expect(
-        clippy::wildcard_enum_match_arm,
-        reason = "russh adds messages; all others mean nothing here"
-    )]
+    #[expect(clippy::wildcard_enum_match_arm, reason = "russh adds messages; all others mean nothing here")]
     pub async fn next(&mut self) -> Option<Piece> {
         loop {
             match self.channel.wait().await? {
@@ -122,11 +105,7 @@ impl ProcessOutput {
         mut self,
         feed: impl Future<Output = Result<(), SessionError>>,
     ) -> Result<Output, SessionError> {
-        let mut output = Output {
-            status: NO_STATUS,
-            stdout: Vec::new(),
-            stderr: String::new(),
-        };
+        let mut output = Output { status: NO_STATUS, stdout: Vec::new(), stderr: String::new() };
         let mut stderr = Vec::new();
         let mut ended = false;
         let mut writing = true;
@@ -161,10 +140,6 @@ impl ProcessOutput {
     /// Why the output ended without a status.
     pub fn closed(&self) -> SessionError {
         let server = self.server.clone();
-        if self.refused {
-            SessionError::Refused { server }
-        } else {
-            SessionError::Closed { server }
-        }
+        if self.refused { SessionError::Refused { server } } else { SessionError::Closed { server } }
     }
 }

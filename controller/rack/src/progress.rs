@@ -107,13 +107,7 @@ impl fmt::Display for News {
             Self::Done { step, done, steps } => write!(f, "{done}/{steps} {step}"),
             Self::Waiting { step, what } => write!(f, "{step}: waiting for {what}"),
             Self::Failed(failure) => {
-                write!(
-                    f,
-                    "FAILED {}: {} [{}]",
-                    failure.step,
-                    failure.error.replace('\n', ": "),
-                    failure.code
-                )
+                write!(f, "FAILED {}: {} [{}]", failure.step, failure.error.replace('\n', ": "), failure.code)
             }
             Self::Sending { artifact, bytes } => write!(f, "sending {artifact}, {} MB", bytes / 1_000_000),
             Self::Sent { artifact, took_ms } => write!(f, "sent {artifact} in {took_ms} ms"),
@@ -141,10 +135,7 @@ impl Teller {
 
     /// Tells what happened on a server.
     pub fn tell(&self, server: &str, news: News) {
-        let _nobody_listens = self.0.send(Progress {
-            server: server.to_owned(),
-            news,
-        });
+        let _nobody_listens = self.0.send(Progress { server: server.to_owned(), news });
     }
 
     /// Tells what happened to the whole cluster.

@@ -27,11 +27,7 @@ pub struct Patience {
 impl Default for Patience {
     /// Four tries within about two seconds.
     fn default() -> Self {
-        Self {
-            tries: 4,
-            first_pause: Duration::from_millis(200),
-            longest_pause: Duration::from_secs(2),
-        }
+        Self { tries: 4, first_pause: Duration::from_millis(200), longest_pause: Duration::from_secs(2) }
     }
 }
 
@@ -42,9 +38,7 @@ impl Patience {
         if failed >= self.tries {
             return None;
         }
-        let doubled = self
-            .first_pause
-            .saturating_mul(1 << failed.saturating_sub(1).min(16));
+        let doubled = self.first_pause.saturating_mul(1 << failed.saturating_sub(1).min(16));
         let whole = doubled.min(self.longest_pause);
         Some(whole / 2 + whole / 2 * u32::from(jitter) / 255)
     }
@@ -60,9 +54,8 @@ impl Ramp {
     /// The gate of a bastion; the empty name is the gate of direct connections.
     pub fn gate(&self, bastion: &str) -> Arc<Semaphore> {
         let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
-        let gate = gates
-            .entry(bastion.to_owned())
-            .or_insert_with(|| Arc::new(Semaphore::new(HANDSHAKES_PER_GATE)));
+        let gate =
+            gates.entry(bastion.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(HANDSHAKES_PER_GATE)));
         Arc::clone(gate)
     }
 }
@@ -81,29 +74,21 @@ mod tests {
 
     #[test]
     fn pauses_grow_stay_bounded_and_end() {
-        let patience = Patience {
-            tries: 5,
-            ..Patience::default()
-        };
-        let longest: Vec<u128> = (1..5)
-            .map(|failed| patience.pause(failed, 255).unwrap().as_millis())
-            .collect();
+        let patience = Patience { tries: 5, ..Patience::default() };
+        let longest: Vec<u128> =
+            (1..5).map(|failed| patience.pause(failed, 255).unwrap().as_millis()).collect();
         assert_eq!(longest, [200, 400, 800, 1600]);
         assert_eq!(patience.pause(1, 0).unwrap(), Duration::from_millis(100));
         assert_eq!(patience.pause(5, 0), None);
-        let patient = Patience {
-            tries: 60,
-            ..Patience::default()
-        };
+        let patient = Patience { tries: 60, ..Patience::default() };
         assert_eq!(patient.pause(59, 255).unwrap(), patient.longest_pause);
     }
 
     #[test]
     fn a_gate_admits_ten_and_gates_do_not_share() {
         let ramp = Ramp::default();
-        let inside: Vec<_> = (0..HANDSHAKES_PER_GATE)
-            .map(|_| ramp.gate("").try_acquire_owned().unwrap())
-            .collect();
+        let inside: Vec<_> =
+            (0..HANDSHAKES_PER_GATE).map(|_| ramp.gate("").try_acquire_owned().unwrap()).collect();
         assert!(ramp.gate("").try_acquire_owned().is_err());
         assert!(ramp.gate("bastion").try_acquire_owned().is_ok());
         drop(inside);

@@ -58,31 +58,18 @@ pub fn start(plan: &ServerPlan, facts: &Facts, journal: &Journal) -> Start {
     let server = || plan.server.clone();
     if facts.identity.machine_id != plan.machine_id {
         let found = facts.identity.machine_id.clone();
-        return Start::Refuse(
-            Stale::OtherMachine {
-                server: server(),
-                found,
-            }
-            .into(),
-        );
+        return Start::Refuse(Stale::OtherMachine { server: server(), found }.into());
     }
     match &journal.unfinished {
         Some(running) if *running == plan.id => return Start::Resume,
         Some(other) => {
-            return Start::Refuse(Refusal::Busy {
-                server: server(),
-                other: other.clone(),
-            });
+            return Start::Refuse(Refusal::Busy { server: server(), other: other.clone() });
         }
         None => {}
     }
     if journal.generation > plan.generation {
         let (newest, planned) = (journal.generation, plan.generation);
-        return Start::Refuse(Refusal::Older {
-            server: server(),
-            newest,
-            planned,
-        });
+        return Start::Refuse(Refusal::Older { server: server(), newest, planned });
     }
     if journal.generation == plan.generation {
         // Accepted and finished: the journal is replayed.
@@ -124,16 +111,8 @@ mod tests {
                 modules: Vec::new(),
                 swap: false,
             },
-            cpu: Cpu {
-                logical: 4,
-                allowed_milli: 4000,
-                model: String::new(),
-                numa_nodes: 1,
-            },
-            memory: Memory {
-                total_bytes: 1 << 33,
-                allowed_bytes: 1 << 33,
-            },
+            cpu: Cpu { logical: 4, allowed_milli: 4000, model: String::new(), numa_nodes: 1 },
+            memory: Memory { total_bytes: 1 << 33, allowed_bytes: 1 << 33 },
             disks: Vec::new(),
             nics: Vec::new(),
             gpus: Vec::new(),
@@ -143,11 +122,8 @@ mod tests {
     }
 
     fn plan() -> ServerPlan {
-        let difference = Difference {
-            step: "a".to_owned(),
-            summary: "write a".to_owned(),
-            detail: String::new(),
-        };
+        let difference =
+            Difference { step: "a".to_owned(), summary: "write a".to_owned(), detail: String::new() };
         ServerPlan {
             version: 1,
             id: "p5".to_owned(),
@@ -161,49 +137,27 @@ mod tests {
     }
 
     fn journal(generation: u64, unfinished: Option<&str>) -> Journal {
-        Journal {
-            generation,
-            unfinished: unfinished.map(str::to_owned),
-        }
+        Journal { generation, unfinished: unfinished.map(str::to_owned) }
     }
 
     #[test]
     fn a_plan_whose_facts_stand_still_runs() {
-        let later = Facts {
-            read_at_s: 99,
-            ..facts()
-        };
+        let later = Facts { read_at_s: 99, ..facts() };
         assert_eq!(start(&plan(), &later, &journal(4, None)), Start::Fresh);
     }
 
     #[test]
     fn a_plan_whose_facts_moved_is_refused_before_anything_is_touched() {
-        let moved = Facts {
-            memory: Memory {
-                total_bytes: 1,
-                allowed_bytes: 1,
-            },
-            ..facts()
-        };
+        let moved = Facts { memory: Memory { total_bytes: 1, allowed_bytes: 1 }, ..facts() };
         let refused = start(&plan(), &moved, &journal(4, None));
-        assert!(matches!(
-            refused,
-            Start::Refuse(Refusal::Stale(Stale::Moved { .. }))
-        ));
+        assert!(matches!(refused, Start::Refuse(Refusal::Stale(Stale::Moved { .. }))));
     }
 
     #[test]
     fn an_interrupted_plan_resumes_although_it_moved_the_facts_itself() {
-        let moved = Facts {
-            software: BTreeMap::from([("runc".to_owned(), "1".to_owned())]),
-            ..facts()
-        };
+        let moved = Facts { software: BTreeMap::from([("runc".to_owned(), "1".to_owned())]), ..facts() };
         assert_eq!(start(&plan(), &moved, &journal(5, Some("p5"))), Start::Resume);
-        assert_eq!(
-            start(&plan(), &moved, &journal(5, None)),
-            Start::Resume,
-            "finished: replayed"
-        );
+        assert_eq!(start(&plan(), &moved, &journal(5, None)), Start::Resume, "finished: replayed");
     }
 
     #[test]
@@ -216,26 +170,15 @@ mod tests {
             (start(&plan(), &facts(), &journal(4, Some("p4"))), "p4"),
         ];
         for (start, word) in cases {
-            let Start::Refuse(why) = start else {
-                panic!("{start:?}")
-            };
+            let Start::Refuse(why) = start else { panic!("{start:?}") };
             assert!(why.to_string().contains(word), "{why}");
         }
     }
 
     #[test]
     fn an_empty_plan_needs_no_run_even_when_facts_moved() {
-        let empty = ServerPlan {
-            differences: Vec::new(),
-            ..plan()
-        };
-        let moved = Facts {
-            memory: Memory {
-                total_bytes: 1,
-                allowed_bytes: 1,
-            },
-            ..facts()
-        };
+        let empty = ServerPlan { differences: Vec::new(), ..plan() };
+        let moved = Facts { memory: Memory { total_bytes: 1, allowed_bytes: 1 }, ..facts() };
         assert_eq!(start(&empty, &moved, &journal(4, None)), Start::Nothing);
     }
 }

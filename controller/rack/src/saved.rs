@@ -18,6 +18,18 @@ pub struct Saved {
     pub objects: Vec<Difference>,
 }
 
+impl Saved {
+    /// Whether applying would change nothing.
+    pub fn is_empty(&self) -> bool {
+        self.plan.is_empty() && self.objects.is_empty()
+    }
+
+    /// How many differences there are.
+    pub fn changes(&self) -> usize {
+        self.plan.changes() + self.objects.len()
+    }
+}
+
 /// How one server came out of an apply.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
@@ -110,9 +122,7 @@ pub fn pending(state: &StateDir) -> Result<Option<Saved>, SavedError> {
     let Some(text) = state.read(&file)? else {
         return Ok(None);
     };
-    serde_json::from_str(&text)
-        .map(Some)
-        .map_err(|source| SavedError::Syntax { file, source })
+    serde_json::from_str(&text).map(Some).map_err(|source| SavedError::Syntax { file, source })
 }
 
 /// Records what came of a plan: it is not pending any more.
@@ -133,10 +143,7 @@ fn plan_file(generation: u64) -> String {
 fn generations(state: &StateDir) -> Result<BTreeMap<u64, bool>, SavedError> {
     let mut found = BTreeMap::new();
     for name in state.list("plans")? {
-        if let Some(generation) = name
-            .strip_suffix(".outcome.json")
-            .and_then(|stem| stem.parse().ok())
-        {
+        if let Some(generation) = name.strip_suffix(".outcome.json").and_then(|stem| stem.parse().ok()) {
             found.insert(generation, true);
         } else if let Some(generation) = name.strip_suffix(".json").and_then(|stem| stem.parse().ok()) {
             found.entry(generation).or_insert(false);
@@ -158,10 +165,7 @@ mod tests {
             servers: Vec::new(),
             absent: Vec::new(),
         };
-        Saved {
-            plan,
-            objects: Vec::new(),
-        }
+        Saved { plan, objects: Vec::new() }
     }
 
     #[test]

@@ -171,9 +171,9 @@ impl client::Handler for Pinned {
                 pinned: pinned.fingerprint.clone(),
             })),
             Trust::AcceptNew => Ok(true),
-            Trust::Unknown => Err(HandshakeError::Key(OpenError::HostKeyUnknown {
-                presented: fingerprint(&presented),
-            })),
+            Trust::Unknown => {
+                Err(HandshakeError::Key(OpenError::HostKeyUnknown { presented: fingerprint(&presented) }))
+            }
         }
     }
 }
@@ -194,10 +194,7 @@ impl Session {
         let presented = Arc::new(Mutex::new(None));
         let learns = matches!(trust, Trust::AcceptNew);
         let config = Arc::new(config_for(&trust));
-        let handler = Pinned {
-            trust,
-            presented: Arc::clone(&presented),
-        };
+        let handler = Pinned { trust, presented: Arc::clone(&presented) };
         let shake = client::connect_stream(config, stream, handler);
         let mut handle = match tokio::time::timeout(HANDSHAKE_DEADLINE, Box::pin(shake)).await {
             Err(_elapsed) => return Err(OpenError::Slow),
@@ -206,21 +203,9 @@ impl Session {
             Ok(Ok(handle)) => handle,
         };
         Box::pin(authenticate(&mut handle, user, credential)).await?;
-        let accepted = presented
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-            .filter(|_| learns);
+        let accepted = presented.lock().unwrap_or_else(PoisonError::into_inner).take().filter(|_| learns);
         let channels = Arc::new(Semaphore::new(CHANNELS_PER_SESSION));
-        Ok(Opened {
-            session: Self {
-                server: server.to_owned(),
-                handle,
-                channels,
-                _via: via,
-            },
-            accepted,
-        })
+        Ok(Opened { session: Self { server: server.to_owned(), handle, channels, _via: via }, accepted })
     }
 
     /// The server's name.
@@ -236,15 +221,8 @@ impl Session {
     /// Starts a command. It is never given a secret: arguments are visible to every user of the server.
     pub async fn start(&self, command: &str) -> Result<Process, SessionError> {
         let permit = self.permit().await?;
-        let channel = self
-            .handle
-            .channel_open_session()
-            .await
-            .map_err(|source| self.lost(source))?;
-        channel
-            .exec(true, command)
-            .await
-            .map_err(|source| self.lost(source))?;
+        let channel = self.handle.channel_open_session().await.map_err(|source| self.lost(source))?;
+        channel.exec(true, command).await.map_err(|source| self.lost(source))?;
         Ok(Process::new(self.server.clone(), channel, permit))
     }
 
@@ -261,24 +239,16 @@ impl Session {
             .channel_open_direct_tcpip(host, port.into(), "127.0.0.1", 0)
             .await
             .map_err(|source| self.lost(source))?;
-        Ok(Tunnel {
-            stream: channel.into_stream(),
-            permit,
-        })
+        Ok(Tunnel { stream: channel.into_stream(), permit })
     }
 
     async fn permit(&self) -> Result<OwnedSemaphorePermit, SessionError> {
-        let closed = |_closed| SessionError::Closed {
-            server: self.server.clone(),
-        };
+        let closed = |_closed| SessionError::Closed { server: self.server.clone() };
         Arc::clone(&self.channels).acquire_owned().await.map_err(closed)
     }
 
     fn lost(&self, source: russh::Error) -> SessionError {
-        SessionError::Lost {
-            server: self.server.clone(),
-            source,
-        }
+        SessionError::Lost { server: self.server.clone(), source }
     }
 }
 
@@ -291,17 +261,12 @@ pub struct Tunnel {
 impl Tunnel {
     /// Copies both ways until either side ends.
     pub async fn carry<S: AsyncRead + AsyncWrite + Unpin>(mut self, mut other: S) -> std::io::Result<()> {
-        tokio::io::copy_bidirectional(&mut self.stream, &mut other)
-            .await
-            .map(drop)
+        tokio::io::copy_bidirectional(&mut self.stream, &mut other).await.map(drop)
     }
 
     /// The byte stream; the channel is freed when both parts are dropped.
     pub(crate) fn into_stream(self) -> impl AsyncRead + AsyncWrite + Unpin + Send + 'static {
-        PermitStream {
-            stream: self.stream,
-            _permit: self.permit,
-        }
+        PermitStream { stream: self.stream, _permit: self.permit }
     }
 }
 
@@ -358,10 +323,7 @@ fn config_for(trust: &Trust) -> client::Config {
     };
     // Ask for the kind of key that is pinned, or a server with several shows another one. Where only a
     // fingerprint is known, it is the Ed25519 key's: that one is asked for first.
-    if let Trust::Pinned(Pin {
-        algorithm: Some(name),
-        ..
-    }) = trust
+    if let Trust::Pinned(Pin { algorithm: Some(name), .. }) = trust
         && let Ok(algorithm) = Algorithm::new(name)
     {
         preferred.key = Cow::Owned(vec![algorithm]);
@@ -381,16 +343,11 @@ async fn authenticate(
     user: &str,
     credential: &Credential,
 ) -> Result<(), OpenError> {
-    let rejected = || OpenError::Rejected {
-        user: user.to_owned(),
-    };
+    let rejected = || OpenError::Rejected { user: user.to_owned() };
     match credential {
         Credential::Key(key) => {
             let key = PrivateKeyWithHashAlg::new(Arc::clone(key), None);
-            let login = |source| OpenError::Login {
-                user: user.to_owned(),
-                source,
-            };
+            let login = |source| OpenError::Login { user: user.to_owned(), source };
             match handle.authenticate_publickey(user, key).await.map_err(login)? {
                 AuthResult::Success => Ok(()),
                 AuthResult::Failure { .. } => Err(rejected()),
@@ -402,9 +359,7 @@ async fn authenticate(
                 let AgentIdentity::PublicKey { key, .. } = identity else {
                     continue;
                 };
-                let tried = handle
-                    .authenticate_publickey_with(user, key, None, &mut agent)
-                    .await;
+                let tried = handle.authenticate_publickey_with(user, key, None, &mut agent).await;
                 // An agent may decline one key and sign with the next.
                 if matches!(tried, Ok(AuthResult::Success)) {
                     return Ok(());

@@ -62,23 +62,13 @@ impl StateDir {
 
     /// Opens a given folder and makes it when it is missing.
     pub fn at(root: &Path) -> Result<Self, StateError> {
-        let state = Self {
-            root: root.to_owned(),
-        };
-        for folder in [
-            state.root.clone(),
-            state.root.join("pki"),
-            state.root.join("plans"),
-        ] {
+        let state = Self { root: root.to_owned() };
+        for folder in [state.root.clone(), state.root.join("pki"), state.root.join("plans")] {
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
                 .create(&folder)
-                .map_err(|source| StateError::Io {
-                    what: "create",
-                    path: folder,
-                    source,
-                })?;
+                .map_err(|source| StateError::Io { what: "create", path: folder, source })?;
         }
         Ok(state)
     }
@@ -94,32 +84,20 @@ impl StateDir {
         match fs::read_to_string(&path) {
             Ok(text) => Ok(Some(text)),
             Err(gone) if gone.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(StateError::Io {
-                what: "read",
-                path,
-                source,
-            }),
+            Err(source) => Err(StateError::Io { what: "read", path, source }),
         }
     }
 
     /// Replaces a file durably, mode 0600.
     pub fn write(&self, relative: &str, content: &str) -> Result<(), StateError> {
         let path = self.path(relative);
-        replace(&path, content.as_bytes()).map_err(|source| StateError::Io {
-            what: "write",
-            path,
-            source,
-        })
+        replace(&path, content.as_bytes()).map_err(|source| StateError::Io { what: "write", path, source })
     }
 
     /// Names of the files in a sub-folder, in no order.
     pub fn list(&self, relative: &str) -> Result<Vec<String>, StateError> {
         let path = self.path(relative);
-        let failed = |source| StateError::Io {
-            what: "list",
-            path: path.clone(),
-            source,
-        };
+        let failed = |source| StateError::Io { what: "list", path: path.clone(), source };
         let mut names = Vec::new();
         for entry in fs::read_dir(&path).map_err(failed)? {
             if let Ok(name) = entry.map_err(failed)?.file_name().into_string() {
@@ -138,29 +116,17 @@ impl StateDir {
             .write(true)
             .mode(0o600)
             .open(&path)
-            .map_err(|source| StateError::Io {
-                what: "open",
-                path: path.clone(),
-                source,
-            })?;
+            .map_err(|source| StateError::Io { what: "open", path: path.clone(), source })?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(StateLock { _file: file }),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(StateError::Locked { path }),
-            Err(errno) => Err(StateError::Io {
-                what: "lock",
-                path,
-                source: errno.into(),
-            }),
+            Err(errno) => Err(StateError::Io { what: "lock", path, source: errno.into() }),
         }
     }
 }
 
 fn user_state_folder() -> Result<PathBuf, StateError> {
-    let set = |name| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set("XDG_STATE_HOME")
         .or_else(|| set("HOME").map(|home| home.join(".local/state")))
         .ok_or(StateError::NoHome)
@@ -168,17 +134,11 @@ fn user_state_folder() -> Result<PathBuf, StateError> {
 
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension(format!("tmp{}", std::process::id()));
-    let mut file = OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(&temporary)?;
+    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;
-    path.parent()
-        .map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
 }
 
 #[cfg(test)]
@@ -211,10 +171,7 @@ mod tests {
     #[test]
     fn a_cluster_name_cannot_leave_the_folder() {
         for bad in ["", "..", "a/b", "-x", "Lab"] {
-            assert!(
-                matches!(StateDir::open(bad), Err(StateError::BadName(_))),
-                "{bad}"
-            );
+            assert!(matches!(StateDir::open(bad), Err(StateError::BadName(_))), "{bad}");
         }
     }
 }

@@ -93,10 +93,7 @@ impl Survey {
             .servers
             .iter()
             .filter_map(|server| Some((server, self.failed.get(&server.name)?)))
-            .map(|(server, error)| AbsentServer {
-                server: server.name.clone(),
-                reason: reason(error),
-            })
+            .map(|(server, error)| AbsentServer { server: server.name.clone(), reason: reason(error) })
             .collect()
     }
 }
@@ -119,14 +116,9 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 impl Wanted {
     /// Asks and compares the named servers.
     pub async fn survey(&self, rack: &Rack, servers: &[&str], teller: &Teller) -> Survey {
-        let artifacts: BTreeMap<String, String> = self
-            .artifacts
-            .iter()
-            .map(|of| (of.name.clone(), of.sha256.clone()))
-            .collect();
-        let asked = servers
-            .iter()
-            .map(|server| self.one(rack, server, &artifacts, teller));
+        let artifacts: BTreeMap<String, String> =
+            self.artifacts.iter().map(|of| (of.name.clone(), of.sha256.clone())).collect();
+        let asked = servers.iter().map(|server| self.one(rack, server, &artifacts, teller));
         let mut survey = Survey::default();
         for (server, (facts, result)) in servers.iter().zip(futures::future::join_all(asked).await) {
             if let Some(facts) = facts {
@@ -156,9 +148,7 @@ impl Wanted {
         teller.tell(
             server,
             match &result {
-                Ok((answered, _)) => News::Compared {
-                    changes: answered.report.differences.len(),
-                },
+                Ok((answered, _)) => News::Compared { changes: answered.report.differences.len() },
                 Err(error) if error.is_untrusted() => News::Untrusted { reason: chain(error) },
                 Err(error) => News::Absent { reason: chain(error) },
             },
@@ -177,31 +167,16 @@ impl Wanted {
         let user = rack.target(server).map_or("root", |target| target.user.as_str());
         let (agent, facts) = Agent::introduce(session, user, &self.agent).await?;
         *measured = Some(facts.clone());
-        let context = Context::new(
-            &self.inventory,
-            server,
-            &facts,
-            artifacts,
-            &self.pki,
-            &self.secrets,
-        )?;
-        let steps =
-            playbook::render(&self.playbooks, &context).map_err(|findings| SurveyError::Playbooks {
-                server: server.to_owned(),
-                findings,
-            })?;
+        let context = Context::new(&self.inventory, server, &facts, artifacts, &self.pki, &self.secrets)?;
+        let steps = playbook::render(&self.playbooks, &context)
+            .map_err(|findings| SurveyError::Playbooks { server: server.to_owned(), findings })?;
         let request = CheckRequest {
             version: PLAN_VERSION,
             artifacts: steps.iter().filter_map(artifact_of).map(str::to_owned).collect(),
             steps,
         };
         let report = agent.check(&request).await?;
-        let answered = Answered {
-            server: server.to_owned(),
-            facts,
-            steps: request.steps,
-            report,
-        };
+        let answered = Answered { server: server.to_owned(), facts, steps: request.steps, report };
         Ok((answered, agent))
     }
 }

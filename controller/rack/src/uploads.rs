@@ -131,10 +131,5 @@ async fn send(agent: Agent, artifact: LocalArtifact) -> Ended {
     let sent = Box::pin(agent.receive(&artifact.sha256, "0755", &artifact.path, |_| ())).await;
     let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     let result = sent.map_err(|error| (crate::survey::chain(&error), error.is_lost_connection()));
-    Ended {
-        sha256: artifact.sha256,
-        name: artifact.name,
-        took_ms,
-        result,
-    }
+    Ended { sha256: artifact.sha256, name: artifact.name, took_ms, result }
 }

@@ -27,11 +27,7 @@ impl Place {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::at(folder.path()).unwrap();
-        Self {
-            _folder: folder,
-            state,
-            key: new_key(),
-        }
+        Self { _folder: folder, state, key: new_key() }
     }
 
     fn target(&self, name: &str, port: u16, bastion: Option<&str>) -> Target {
@@ -47,9 +43,7 @@ impl Place {
 
     fn pin(&self, server: &str, key: &PublicKey) {
         let mut ledger = HostLedger::open(&self.state).unwrap();
-        ledger
-            .learn_from_inventory(server, &fingerprint(key), "now")
-            .unwrap();
+        ledger.learn_from_inventory(server, &fingerprint(key), "now").unwrap();
     }
 
     fn rack(&self, targets: Vec<Target>, first_use: FirstUse) -> Rack {
@@ -64,9 +58,7 @@ impl Place {
 
 fn cause(result: Result<Arc<rackwright_rack::session::Session>, ConnectError>) -> OpenError {
     let error = result.err().unwrap();
-    let ConnectError::Ssh { source, .. } = error else {
-        panic!("{error:?}")
-    };
+    let ConnectError::Ssh { source, .. } = error else { panic!("{error:?}") };
     *source
 }
 
@@ -75,15 +67,9 @@ async fn a_pinned_server_runs_commands_with_both_streams_and_its_status() {
     let place = Place::new();
     let sshd = Sshd::start(place.key.public_key(), 0).await;
     place.pin("ml1", &sshd.host_key);
-    let rack = place.rack(
-        vec![place.target("ml1", sshd.address.port(), None)],
-        FirstUse::Refuse,
-    );
+    let rack = place.rack(vec![place.target("ml1", sshd.address.port(), None)], FirstUse::Refuse);
     let session = rack.session("ml1").await.unwrap();
-    let output = session
-        .exec("cat; echo sorry >&2; exit 7", b"hello")
-        .await
-        .unwrap();
+    let output = session.exec("cat; echo sorry >&2; exit 7", b"hello").await.unwrap();
     assert_eq!(
         (output.status, output.stdout.as_slice(), output.stderr.as_str()),
         (7, &b"hello"[..], "sorry\n")
@@ -97,21 +83,10 @@ async fn a_changed_host_key_stops_before_authentication() {
     let place = Place::new();
     let sshd = Sshd::start(place.key.public_key(), 0).await;
     place.pin("ml1", new_key().public_key());
-    let rack = place.rack(
-        vec![place.target("ml1", sshd.address.port(), None)],
-        FirstUse::Accept,
-    );
+    let rack = place.rack(vec![place.target("ml1", sshd.address.port(), None)], FirstUse::Accept);
     let result = rack.session("ml1").await;
     assert!(result.as_ref().is_err_and(ConnectError::is_untrusted));
-    assert!(
-        result
-            .as_ref()
-            .err()
-            .unwrap()
-            .help()
-            .unwrap()
-            .contains("nothing was sent")
-    );
+    assert!(result.as_ref().err().unwrap().help().unwrap().contains("nothing was sent"));
     assert!(matches!(cause(result), OpenError::HostKeyChanged { .. }));
     assert_eq!(sshd.connections(), 1, "an alarm is not tried again");
     assert_eq!(sshd.auth_attempts(), 0);
@@ -125,18 +100,10 @@ async fn an_unknown_host_key_stops_before_authentication_unless_accepting_was_as
     let refused = place.rack(target(), FirstUse::Refuse).session("ml1").await;
     assert!(matches!(cause(refused), OpenError::HostKeyUnknown { .. }));
     assert_eq!(sshd.auth_attempts(), 0);
-    place
-        .rack(target(), FirstUse::Accept)
-        .session("ml1")
-        .await
-        .unwrap();
+    place.rack(target(), FirstUse::Accept).session("ml1").await.unwrap();
     let recorded = place.state.read("hosts.toml").unwrap().unwrap();
     assert!(recorded.contains("source = \"accepted\""), "{recorded}");
-    place
-        .rack(target(), FirstUse::Refuse)
-        .session("ml1")
-        .await
-        .unwrap();
+    place.rack(target(), FirstUse::Refuse).session("ml1").await.unwrap();
 }
 
 #[tokio::test]
@@ -144,10 +111,7 @@ async fn a_key_that_the_server_does_not_take_is_said_once() {
     let place = Place::new();
     let sshd = Sshd::start(new_key().public_key(), 0).await;
     place.pin("ml1", &sshd.host_key);
-    let rack = place.rack(
-        vec![place.target("ml1", sshd.address.port(), None)],
-        FirstUse::Refuse,
-    );
+    let rack = place.rack(vec![place.target("ml1", sshd.address.port(), None)], FirstUse::Refuse);
     let result = rack.session("ml1").await;
     assert!(matches!(cause(result), OpenError::Rejected { .. }));
     assert_eq!(sshd.connections(), 1);
@@ -156,16 +120,9 @@ async fn a_key_that_the_server_does_not_take_is_said_once() {
 #[tokio::test]
 async fn an_unreachable_server_is_an_answer_and_not_a_hang() {
     let place = Place::new();
-    let closed = TcpListener::bind("127.0.0.1:0")
-        .await
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
     let rack = place.rack(vec![place.target("ml1", closed, None)], FirstUse::Refuse);
-    let result = tokio::time::timeout(Duration::from_secs(20), rack.session("ml1"))
-        .await
-        .unwrap();
+    let result = tokio::time::timeout(Duration::from_secs(20), rack.session("ml1")).await.unwrap();
     assert!(matches!(result.err().unwrap(), ConnectError::Unreachable { .. }));
 }
 
@@ -175,11 +132,7 @@ async fn a_connection_dropped_before_authentication_is_tried_again_a_few_times()
     let sshd = Sshd::start(place.key.public_key(), 2).await;
     place.pin("ml1", &sshd.host_key);
     let target = place.target("ml1", sshd.address.port(), None);
-    place
-        .rack(vec![target], FirstUse::Refuse)
-        .session("ml1")
-        .await
-        .unwrap();
+    place.rack(vec![target], FirstUse::Refuse).session("ml1").await.unwrap();
     assert_eq!(sshd.connections(), 3);
     let hopeless = Sshd::start(place.key.public_key(), usize::MAX).await;
     let target = place.target("ml2", hopeless.address.port(), None);
@@ -202,28 +155,14 @@ async fn a_server_behind_a_bastion_is_reached_and_pinned_like_any_other() {
         ]
     };
     let rack = place.rack(targets(), FirstUse::Refuse);
-    let output = rack
-        .session("ml1")
-        .await
-        .unwrap()
-        .exec("echo inside", b"")
-        .await
-        .unwrap();
+    let output = rack.session("ml1").await.unwrap().exec("echo inside", b"").await.unwrap();
     assert_eq!(output.stdout, b"inside\n");
     let swapped = Sshd::start(place.key.public_key(), 0).await;
     let targets = vec![
         place.target("bastion", bastion.address.port(), None),
         place.target("ml1", swapped.address.port(), Some("bastion")),
     ];
-    assert!(
-        place
-            .rack(targets, FirstUse::Refuse)
-            .session("ml1")
-            .await
-            .err()
-            .unwrap()
-            .is_untrusted()
-    );
+    assert!(place.rack(targets, FirstUse::Refuse).session("ml1").await.err().unwrap().is_untrusted());
     assert_eq!(swapped.auth_attempts(), 0);
 }
 
@@ -240,13 +179,8 @@ async fn a_forwarded_port_reaches_what_the_server_reaches() {
             let _hung_up = tokio::io::copy(&mut read, &mut write).await;
         }
     });
-    let rack = place.rack(
-        vec![place.target("ml1", sshd.address.port(), None)],
-        FirstUse::Refuse,
-    );
-    let forward = Forward::start(rack.session("ml1").await.unwrap(), "127.0.0.1", port)
-        .await
-        .unwrap();
+    let rack = place.rack(vec![place.target("ml1", sshd.address.port(), None)], FirstUse::Refuse);
+    let forward = Forward::start(rack.session("ml1").await.unwrap(), "127.0.0.1", port).await.unwrap();
     for _ in 0..20 {
         // More connections than one session has channels, one after the other.
         let mut stream = TcpStream::connect(forward.address()).await.unwrap();
@@ -263,21 +197,12 @@ async fn a_command_that_ends_before_it_read_its_input_is_no_hang() {
     let place = Place::new();
     let sshd = Sshd::start(place.key.public_key(), 0).await;
     place.pin("ml1", &sshd.host_key);
-    let rack = place.rack(
-        vec![place.target("ml1", sshd.address.port(), None)],
-        FirstUse::Refuse,
-    );
+    let rack = place.rack(vec![place.target("ml1", sshd.address.port(), None)], FirstUse::Refuse);
     let session = rack.session("ml1").await.unwrap();
     let much = vec![7_u8; 8 << 20];
     let early = session.exec("exit 3", &much);
-    let output = tokio::time::timeout(Duration::from_secs(20), early)
-        .await
-        .unwrap()
-        .unwrap();
+    let output = tokio::time::timeout(Duration::from_secs(20), early).await.unwrap().unwrap();
     assert_eq!(output.status, 3);
     let whole = session.exec("wc -c", &much).await.unwrap();
-    assert_eq!(
-        String::from_utf8_lossy(&whole.stdout).trim(),
-        much.len().to_string()
-    );
+    assert_eq!(String::from_utf8_lossy(&whole.stdout).trim(), much.len().to_string());
 }

@@ -47,12 +47,7 @@ impl Sshd {
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Seen::default());
         let task = tokio::spawn(serve(listener, config, login.clone(), Arc::clone(&seen), drops));
-        Self {
-            address,
-            host_key,
-            seen,
-            task,
-        }
+        Self { address, host_key, seen, task }
     }
 
     pub(crate) fn auth_attempts(&self) -> usize {
@@ -83,11 +78,7 @@ async fn serve(
             drop(stream);
             continue;
         }
-        let handler = Handler {
-            login: login.clone(),
-            seen: Arc::clone(&seen),
-            channels: HashMap::new(),
-        };
+        let handler = Handler { login: login.clone(), seen: Arc::clone(&seen), channels: HashMap::new() };
         if let Ok(session) = server::run_stream(Arc::clone(&config), stream, handler).await {
             tokio::spawn(session);
         }
@@ -102,11 +93,7 @@ struct Handler {
 
 impl Handler {
     fn judge(&self, key: &PublicKey) -> Auth {
-        if key.key_data() == self.login.key_data() {
-            Auth::Accept
-        } else {
-            Auth::reject()
-        }
+        if key.key_data() == self.login.key_data() { Auth::Accept } else { Auth::reject() }
     }
 }
 
@@ -188,11 +175,8 @@ async fn execute(channel: Channel<Msg>, command: String) {
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    let (mut stdin, mut stdout, mut stderr) = (
-        child.stdin.take().unwrap(),
-        child.stdout.take().unwrap(),
-        child.stderr.take().unwrap(),
-    );
+    let (mut stdin, mut stdout, mut stderr) =
+        (child.stdin.take().unwrap(), child.stdout.take().unwrap(), child.stderr.take().unwrap());
     let (mut read, write) = channel.split();
     let feed = tokio::spawn(async move {
         let mut input = read.make_reader();
@@ -200,10 +184,8 @@ async fn execute(channel: Channel<Msg>, command: String) {
         let _closed_early = stdin.shutdown().await;
     });
     let (mut out, mut err) = (write.make_writer(), write.make_writer_ext(Some(1)));
-    let _hung_up = tokio::join!(
-        tokio::io::copy(&mut stdout, &mut out),
-        tokio::io::copy(&mut stderr, &mut err)
-    );
+    let _hung_up =
+        tokio::join!(tokio::io::copy(&mut stdout, &mut out), tokio::io::copy(&mut stderr, &mut err));
     let status = child.wait().await.unwrap().code().unwrap_or(255);
     feed.abort();
     let _hung_up = write.exit_status(u32::try_from(status).unwrap_or(255)).await;

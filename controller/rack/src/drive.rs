@@ -1,0 +1,294 @@
+//! The whole: survey a rack, make a plan, apply it, bring the nodes to Ready, judge.
+
+use crate::apply::{Apply, Introduced};
+use crate::cluster::{Cluster, ClusterError};
+use crate::conditions::{Conditions, Control};
+use crate::connect::Rack;
+use crate::objects;
+use crate::pki::{Authorities, PkiError};
+use crate::probe::{Asker, ProbeError};
+use crate::progress::Teller;
+use crate::resume::Journal;
+use crate::saved::{self, Saved, SavedError, ServerOutcome};
+use crate::state::StateDir;
+use crate::survey::{Survey, Wanted, chain};
+use crate::uploads::Shelf;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use rackwright_core::inventory::Role;
+use rackwright_core::plan::{self, Verdict};
+use rackwright_wire::step::Difference;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// The controller's own client certificates for probing live one hour.
+const PROBE_LIFE_S: u64 = 3600;
+
+/// A rack that is worked on.
+pub struct Driver {
+    /// What it must look like.
+    pub wanted: Wanted,
+    /// The servers.
+    pub rack: Arc<Rack>,
+    /// What signs.
+    pub authorities: Arc<Authorities>,
+    /// The operator's folder.
+    pub state: StateDir,
+    /// Who is told.
+    pub teller: Teller,
+    conditions: Conditions,
+    shelf: Shelf,
+}
+
+/// A driver could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// No certificate.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// No TLS.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+}
+
+/// What came of an apply.
+pub struct Applied {
+    /// By server.
+    pub outcomes: BTreeMap<String, ServerOutcome>,
+    /// Cluster objects that were changed.
+    pub objects_changed: u32,
+    /// Why the cluster is not as planned, if it is not.
+    pub cluster: Option<ClusterError>,
+    /// From the start until every planned node was Ready, if that happened.
+    pub ready_after: Option<Duration>,
+    /// The rule "N of M" of each role.
+    pub verdict: Verdict,
+}
+
+impl Applied {
+    /// Steps and objects that were changed.
+    pub fn changes(&self) -> u64 {
+        let steps: u64 = self.outcomes.values().map(|of| u64::from(of.changed())).sum();
+        steps + u64::from(self.objects_changed)
+    }
+
+    /// Whether a host key stopped us anywhere.
+    pub fn is_untrusted(&self) -> bool {
+        self.outcomes.values().any(|of| matches!(of, ServerOutcome::Untrusted { .. }))
+    }
+
+    /// Whether a server refused the plan because something moved.
+    pub fn is_refused(&self) -> bool {
+        self.outcomes.values().any(|of| matches!(of, ServerOutcome::Refused { .. }))
+    }
+}
+
+/// Seconds since the epoch.
+pub fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+impl Driver {
+    /// Puts together what acting on a rack needs. Nothing is connected yet.
+    pub fn new(
+        wanted: Wanted,
+        rack: Rack,
+        authorities: Authorities,
+        state: StateDir,
+        teller: Teller,
+    ) -> Result<Self, DriverError> {
+        let rack = Arc::new(rack);
+        let asker = |ca: &str, group: &str| -> Result<Asker, DriverError> {
+            let identity = authorities.client(ca, "rackwright-probe", group, PROBE_LIFE_S, now_s())?;
+            Ok(Asker::new(&identity)?)
+        };
+        let (etcd, api) = (asker("etcd", "")?, asker("kubernetes", "system:monitoring")?);
+        let control = |server: &rackwright_core::inventory::Server| Control {
+            server: server.name.clone(),
+            address: server.address,
+        };
+        let controls = wanted.inventory.of_role(Role::Control).map(control).collect();
+        let conditions = Conditions::new(Arc::clone(&rack), controls, etcd, api);
+        let shelf = wanted.artifacts.iter().map(|of| (of.sha256.clone(), of.clone())).collect();
+        let shelf = Arc::new(shelf);
+        Ok(Self { wanted, rack, authorities: Arc::new(authorities), state, teller, conditions, shelf })
+    }
+
+    /// Names of all servers, in inventory order.
+    pub fn servers(&self) -> Vec<&str> {
+        self.wanted.inventory.servers.iter().map(|server| server.name.as_str()).collect()
+    }
+
+    /// Asks and compares servers, and the cluster's own objects at the same time.
+    pub async fn survey(&self, servers: &[&str]) -> (Survey, Vec<Difference>) {
+        let survey = self.wanted.survey(&self.rack, servers, &self.teller);
+        tokio::join!(Box::pin(survey), Box::pin(self.objects()))
+    }
+
+    /// The API, through the first control server whose API is ready.
+    pub async fn cluster(&self) -> Option<Result<Cluster, ClusterError>> {
+        let control = self.conditions.api_ready().await?;
+        Some(Cluster::open(&self.rack, &control.server, &self.authorities, now_s()).await)
+    }
+
+    /// etcd's metrics in Prometheus' text format, from the first member that answers.
+    pub async fn etcd_metrics(&self) -> Option<String> {
+        self.conditions.etcd_metrics().await
+    }
+
+    /// What differs in the cluster. Where no API answers, everything is missing.
+    async fn objects(&self) -> Vec<Difference> {
+        let found = match self.cluster().await {
+            Some(Ok(cluster)) => cluster.differences(&self.wanted.inventory).await.ok(),
+            Some(Err(_)) | None => None,
+        };
+        found.unwrap_or_else(|| objects::all_missing(&self.wanted.inventory))
+    }
+
+    /// Makes a plan of what was found, and saves it unless there is nothing to do.
+    pub fn plan(&self, survey: &Survey, objects: Vec<Difference>) -> Result<Saved, SavedError> {
+        let saved = self.build(survey, objects)?;
+        if !saved.is_empty() {
+            saved::save(&self.state, &saved)?;
+        }
+        Ok(saved)
+    }
+
+    /// Makes a plan of what was found, and does not save it.
+    pub fn build(&self, survey: &Survey, objects: Vec<Difference>) -> Result<Saved, SavedError> {
+        let last = saved::newest_generation(&self.state)?;
+        let cluster = &self.wanted.inventory.cluster.name;
+        let absent = survey.absent(&self.wanted.inventory);
+        // Differences of nodes that are absent cannot be mended now.
+        let gone: BTreeSet<String> =
+            absent.iter().map(|absent| format!("cluster/node-{}", absent.server)).collect();
+        let objects = objects.into_iter().filter(|of| !gone.contains(&of.step)).collect();
+        let plan = plan::build(cluster, last, survey.answered.clone(), absent);
+        Ok(Saved { plan, objects })
+    }
+
+    /// Applies a plan on all servers at once, settles the cluster's objects, and waits for the nodes.
+    pub async fn apply(&self, saved: &Saved, survey: Option<Survey>, wait: Duration) -> Applied {
+        let started = Instant::now();
+        let apply = Apply {
+            rack: Arc::clone(&self.rack),
+            authorities: Arc::clone(&self.authorities),
+            conditions: self.conditions.clone(),
+            shelf: Arc::clone(&self.shelf),
+            agent: self.wanted.agent.clone(),
+            teller: self.teller.clone(),
+        };
+        let mut known = survey.map(introduced).unwrap_or_default();
+        let mut running: FuturesUnordered<_> = saved
+            .plan
+            .servers
+            .iter()
+            .map(|plan| {
+                let (apply, known) = (&apply, known.remove(&plan.server));
+                async move { (plan.server.clone(), apply.server(plan, known).await) }
+            })
+            .collect();
+        let mut outcomes = absent(saved);
+        let given_up = Mutex::new(BTreeSet::new());
+        let mut cluster = Box::pin(self.settle(saved, &given_up, wait));
+        let mut settled = None;
+        loop {
+            tokio::select! {
+                Some((server, outcome)) = running.next() => {
+                    if outcome.judged() != plan::Outcome::Done {
+                        given_up.lock().unwrap_or_else(PoisonError::into_inner).insert(server.clone());
+                    }
+                    outcomes.insert(server, outcome);
+                    if running.is_empty() && !self.has_control(&outcomes) {
+                        break;
+                    }
+                }
+                result = &mut cluster, if settled.is_none() => settled = Some((result, started.elapsed())),
+                else => break,
+            }
+            if running.is_empty() && settled.is_some() {
+                break;
+            }
+        }
+        drop(cluster);
+        let verdict = self.judge(&outcomes);
+        let (settled, after) = settled.unwrap_or((Ok(0), started.elapsed()));
+        let whole = matches!(verdict, Verdict::Complete | Verdict::Enough(_));
+        let (objects_changed, cluster) = match settled {
+            Ok(changed) => (changed, None),
+            Err(error) => (0, Some(error)),
+        };
+        let ready_after = (whole && cluster.is_none()).then_some(after);
+        Applied { outcomes, objects_changed, cluster, ready_after, verdict }
+    }
+
+    /// Applies the objects as soon as the API is ready, and waits for the planned nodes.
+    async fn settle(
+        &self,
+        saved: &Saved,
+        given_up: &Mutex<BTreeSet<String>>,
+        wait: Duration,
+    ) -> Result<u32, ClusterError> {
+        if saved.is_empty() {
+            return Ok(0);
+        }
+        // Only unknown states are refused, and this one is known.
+        let _known = self.conditions.reached("api:ready").await;
+        let Some(cluster) = self.cluster().await.transpose()? else {
+            return Ok(0);
+        };
+        self.teller.cluster("the API is ready");
+        let changed = Box::pin(cluster.apply_objects()).await?;
+        if changed > 0 {
+            self.teller.cluster(format!("{changed} objects applied"));
+        }
+        let servers: Vec<&str> = saved.plan.servers.iter().map(|plan| plan.server.as_str()).collect();
+        let ready = |node: &str| self.teller.cluster(format!("node {node} is Ready"));
+        let inventory = &self.wanted.inventory;
+        Box::pin(cluster.wait_for_nodes(inventory, &servers, given_up, wait, ready)).await?;
+        Ok(changed)
+    }
+
+    fn has_control(&self, outcomes: &BTreeMap<String, ServerOutcome>) -> bool {
+        let done = |name: &str| outcomes.get(name).is_some_and(|of| of.judged() == plan::Outcome::Done);
+        self.wanted.inventory.of_role(Role::Control).any(|server| done(&server.name))
+    }
+
+    fn judge(&self, outcomes: &BTreeMap<String, ServerOutcome>) -> Verdict {
+        let inventory = &self.wanted.inventory;
+        let judged: Vec<_> = inventory
+            .servers
+            .iter()
+            .filter_map(|server| Some((server.role, outcomes.get(&server.name)?.judged())))
+            .collect();
+        plan::verdict(&inventory.cluster.success, &judged)
+    }
+
+    /// Records what came of a plan.
+    pub fn conclude(&self, saved: &Saved, applied: &Applied) -> Result<(), SavedError> {
+        saved::conclude(&self.state, saved.plan.generation, &applied.outcomes)
+    }
+}
+
+fn absent(saved: &Saved) -> BTreeMap<String, ServerOutcome> {
+    let outcome = |absent: &plan::AbsentServer| ServerOutcome::Absent { reason: absent.reason.clone() };
+    saved.plan.absent.iter().map(|absent| (absent.server.clone(), outcome(absent))).collect()
+}
+
+fn introduced(survey: Survey) -> BTreeMap<String, Introduced> {
+    let Survey { answered, mut agents, .. } = survey;
+    answered
+        .into_iter()
+        .filter_map(|of| {
+            let agent = agents.remove(&of.server)?;
+            let journal = Journal { generation: of.report.generation, unfinished: of.report.unfinished };
+            Some((of.server, Introduced { agent, facts: of.facts, journal }))
+        })
+        .collect()
+}
+
+/// What went wrong with the cluster, in one line.
+pub fn cluster_problem(applied: &Applied) -> Option<String> {
+    applied.cluster.as_ref().map(|error| chain(error))
+}

@@ -1,0 +1,138 @@
+//! What people read: facts, obstacles, plans, outcomes.
+
+use crate::out::Out;
+use rackwright_core::lint::Lint;
+use rackwright_rack::drive::{Applied, Driver, cluster_problem, now_s};
+use rackwright_rack::preflight::{Obstacle, preflight};
+use rackwright_rack::saved::{Saved, ServerOutcome};
+use rackwright_rack::survey::{Survey, SurveyError, chain};
+use serde_json::json;
+use std::time::Duration;
+
+/// What each server is, and everything that stands in the way.
+pub(super) fn facts(driver: &Driver, survey: &Survey, obstacles: &[Obstacle], out: Out) {
+    for server in &driver.wanted.inventory.servers {
+        let Some(facts) = survey.facts.get(&server.name) else { continue };
+        let text = format!(
+            "{:<12} {:<8} {} {} kernel {}, cgroup v{}, {}.{:03} CPUs, {} MiB, {} GPUs",
+            server.name,
+            server.role,
+            facts.os.id,
+            facts.os.codename,
+            facts.os.kernel,
+            facts.os.cgroup_version,
+            facts.cpu.allowed_milli / 1000,
+            facts.cpu.allowed_milli % 1000,
+            facts.memory.allowed_bytes >> 20,
+            facts.gpus.len(),
+        );
+        out.data(text, &json!({ "server": server.name, "facts": facts }));
+    }
+    for obstacle in obstacles {
+        out.data(obstacle, obstacle);
+    }
+    broken(survey, out);
+}
+
+/// Says which servers could not be compared, with help; whether there were any.
+pub(super) fn broken(survey: &Survey, out: Out) -> bool {
+    for (server, error) in &survey.failed {
+        out.say(format_args!("error: {server}: failed to {}", chain(error)));
+        match error {
+            SurveyError::Connect(error) => {
+                if let Some(help) = error.help() {
+                    out.say(format_args!("  help: {help}"));
+                }
+            }
+            SurveyError::Playbooks { findings, .. } => findings.iter().for_each(|finding| out.say(finding)),
+            SurveyError::Agent(_) | SurveyError::Context(_) => {}
+        }
+    }
+    !survey.failed.is_empty()
+}
+
+/// Says what stands in the way; whether anything must not be planned around.
+pub(super) fn blocked(driver: &Driver, survey: &Survey, out: Out) -> bool {
+    let obstacles = preflight(&driver.wanted.inventory, &survey.facts, now_s());
+    for obstacle in &obstacles {
+        out.say(obstacle);
+    }
+    obstacles.iter().any(|obstacle| obstacle.blocks)
+}
+
+/// The plan with its diffs, the cluster's own objects, and what looks dangerous.
+pub(super) fn plan(saved: &Saved, lints: &[Lint], out: Out) {
+    let mut text = saved.plan.to_string();
+    if !saved.objects.is_empty() {
+        text.push_str("\ncluster:\n");
+        for object in &saved.objects {
+            text.push_str(&format!("  {}\n", object.summary));
+            for line in object.detail.lines() {
+                text.push_str(&format!("      {line}\n"));
+            }
+        }
+    }
+    out.data(text.trim_end(), &json!({ "plan": saved.plan, "objects": saved.objects, "changes": saved.changes() }));
+    for lint in lints {
+        out.say(lint);
+    }
+}
+
+/// The second apply.
+pub(super) fn nothing(saved: &Saved, took: Duration, out: Out) {
+    let servers = saved.plan.servers.len();
+    let seconds = took.as_secs_f64();
+    let text = format!("nothing to do: {servers} servers are as planned ({seconds:.2} s)");
+    out.data(text, &json!({ "changes": 0, "servers": servers, "seconds": seconds }));
+}
+
+/// What came of an apply.
+pub(super) fn applied(saved: &Saved, applied: &Applied, took: Duration, out: Out) {
+    for (server, outcome) in &applied.outcomes {
+        let text = match outcome {
+            ServerOutcome::Unchanged => continue,
+            ServerOutcome::Done { changed } => {
+                out.say(format_args!("{server}: {changed} changed"));
+                continue;
+            }
+            ServerOutcome::Failed { failures, .. } => {
+                for failure in failures.iter().filter(|failure| failure.code != "skipped") {
+                    out.say(format_args!("{server}: {} failed [{}]", failure.step, failure.code));
+                    out.say(format_args!("    {}", failure.error.replace('\n', "\n    ")));
+                    for line in failure.evidence.lines() {
+                        out.say(format_args!("    | {line}"));
+                    }
+                }
+                let skipped = failures.iter().filter(|failure| failure.code == "skipped").count();
+                if skipped == 0 {
+                    continue;
+                }
+                format!("{skipped} steps that need a failed one were not tried")
+            }
+            ServerOutcome::Absent { reason } => format!("absent: {reason}"),
+            ServerOutcome::Untrusted { reason } => format!("STOPPED before login: {reason}"),
+            ServerOutcome::Refused { reason } => {
+                format!("refused: {reason}; `rackwright plan` makes a new one")
+            }
+        };
+        out.say(format_args!("{server}: {text}"));
+    }
+    if let Some(problem) = cluster_problem(applied) {
+        out.say(format_args!("cluster: failed to {problem}"));
+    }
+    let seconds = took.as_secs_f64();
+    let ready_s = applied.ready_after.map(|after| after.as_secs_f64());
+    let ready = ready_s.map_or_else(String::new, |ready| {
+        format!(", {} nodes Ready after {ready:.1} s", saved.plan.servers.len())
+    });
+    let text = format!("{}: {} changes in {seconds:.1} s{ready}", applied.verdict, applied.changes());
+    let value = json!({
+        "generation": saved.plan.generation,
+        "outcomes": applied.outcomes,
+        "changes": applied.changes(),
+        "seconds": seconds,
+        "ready_s": ready_s,
+        "cluster": cluster_problem(applied),
+    });
+    out.data(text, &value);
+}
