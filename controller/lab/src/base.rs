@@ -10,8 +10,7 @@ use crate::lock::Lock;
 use crate::names;
 use crate::paths::LabPaths;
 use crate::record::Journal;
-use crate::spec::{LabName, LabSpec};
-use std::collections::BTreeSet;
+use crate::spec::LabName;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::fs::PermissionsExt;
@@ -81,14 +80,8 @@ const FILES: [(&str, u32, &str); 4] = [
 
 /// Links of our own: path, target.
 const LINKS: [(&str, &str); 9] = [
-    (
-        "etc/systemd/system/sysinit.target.wants/lab-writable.service",
-        "../lab-writable.service",
-    ),
-    (
-        "etc/systemd/system/multi-user.target.wants/lab-host-keys.service",
-        "../lab-host-keys.service",
-    ),
+    ("etc/systemd/system/sysinit.target.wants/lab-writable.service", "../lab-writable.service"),
+    ("etc/systemd/system/multi-user.target.wants/lab-host-keys.service", "../lab-host-keys.service"),
     (
         "etc/systemd/system/multi-user.target.wants/systemd-networkd.service",
         "/lib/systemd/system/systemd-networkd.service",
@@ -102,59 +95,30 @@ const LINKS: [(&str, &str); 9] = [
     ("etc/systemd/system/fstrim.timer", "/dev/null"),
 ];
 
-/// What an image is made of; its hash names it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Recipe {
-    packages: BTreeSet<String>,
-    mirror: Option<String>,
+/// The image's name: a hash of everything that goes in, so that the same recipe is the same image.
+pub fn name() -> String {
+    let text = format!("{SUITE} {PACKAGES:?} {FILES:?} {LINKS:?}");
+    let hash = blake3::hash(text.as_bytes()).to_hex();
+    format!("base-{}", hash.chars().take(16).collect::<String>())
 }
 
-impl Recipe {
-    /// The recipe of a lab's image.
-    pub fn of(spec: &LabSpec) -> Self {
-        let own = PACKAGES.iter().map(|&name| name.to_owned());
-        Self {
-            packages: own.chain(spec.base_packages.iter().cloned()).collect(),
-            mirror: spec.mirror.clone(),
-        }
-    }
+/// The image's folder in a cache.
+pub fn place(cache: &Path) -> PathBuf {
+    cache.join(name())
+}
 
-    /// The image's name: the same recipe is the same image.
-    pub fn name(&self) -> String {
-        let text = format!(
-            "{SUITE} {:?} {:?} {FILES:?} {LINKS:?}",
-            self.packages, self.mirror
-        );
-        let hash = blake3::hash(text.as_bytes()).to_hex();
-        format!("base-{}", hash.chars().take(16).collect::<String>())
-    }
+/// Where a lab makes it.
+pub fn partial(cache: &Path, lab: &LabName) -> PathBuf {
+    cache.join(format!("{}.of-{lab}", name()))
+}
 
-    /// The image's folder in a cache.
-    pub fn place(&self, cache: &Path) -> PathBuf {
-        cache.join(self.name())
-    }
-
-    /// Where a lab makes it.
-    pub fn partial(&self, cache: &Path, lab: &LabName) -> PathBuf {
-        cache.join(format!("{}.of-{lab}", self.name()))
-    }
-
-    fn words(&self, folder: &Path) -> Vec<OsString> {
-        let packages: Vec<&str> = self.packages.iter().map(String::as_str).collect();
-        let include = format!("--include={}", packages.join(","));
-        // Synced once at the end instead of after each file.
-        let options = [
-            "mmdebstrap",
-            "--variant=minbase",
-            "--dpkgopt=force-unsafe-io",
-            &include,
-            SUITE,
-        ];
-        let mut words: Vec<OsString> = options.map(OsString::from).into();
-        words.push(folder.into());
-        words.extend(self.mirror.iter().map(OsString::from));
-        words
-    }
+fn words(folder: &Path) -> Vec<OsString> {
+    let include = format!("--include={}", PACKAGES.join(","));
+    // In mounts of its own, so that none stays behind when it is killed. Synced once at the end instead of after
+    // each file.
+    let builder = ["unshare", "--mount", "mmdebstrap", "--variant=minbase", "--dpkgopt=force-unsafe-io"];
+    let words = builder.into_iter().chain([include.as_str(), SUITE]).map(OsString::from);
+    words.chain([folder.into()]).collect()
 }
 
 /// What making an image needs beside the recipe.
@@ -173,8 +137,8 @@ impl Workshop<'_> {
     ///
     /// # Errors
     /// What mmdebstrap said, [`LabError::File`], [`LabError::Busy`].
-    pub(crate) async fn ensure(&self, recipe: &Recipe) -> Result<PathBuf, LabError> {
-        let place = recipe.place(self.cache);
+    pub(crate) async fn ensure(&self) -> Result<PathBuf, LabError> {
+        let place = place(self.cache);
         if place.exists() {
             return Ok(place);
         }
@@ -182,8 +146,8 @@ impl Workshop<'_> {
         if place.exists() {
             return Ok(place);
         }
-        let partial = recipe.partial(self.cache, self.lab);
-        self.debootstrap(recipe, &partial).await?;
+        let partial = partial(self.cache, self.lab);
+        self.debootstrap(&partial).await?;
         furnish(&partial)?;
         let folder = File::open(&partial).map_err(file_error("open", &partial))?;
         rustix::fs::syncfs(&folder).map_err(|cause| file_error("sync", &partial)(cause.into()))?;
@@ -191,11 +155,11 @@ impl Workshop<'_> {
         Ok(place)
     }
 
-    async fn debootstrap(&self, recipe: &Recipe, folder: &Path) -> Result<(), LabError> {
+    async fn debootstrap(&self, folder: &Path) -> Result<(), LabError> {
         let group = names::build_group(self.lab);
         self.hierarchies.make(&group, None)?;
         let output = self.paths.base_log();
-        let words = recipe.words(folder);
+        let words = words(folder);
         let launch = Launch {
             server: None,
             groups: self.hierarchies.folders(&group),
@@ -205,17 +169,11 @@ impl Workshop<'_> {
         };
         let (mut child, _) = launch.start(self.journal, self.boot).await?;
         let command = words.join(&OsString::from(" ")).to_string_lossy().into_owned();
-        let ended = child.wait().await.map_err(|cause| LabError::Start {
-            command: command.clone(),
-            cause,
-        })?;
+        let ended =
+            child.wait().await.map_err(|cause| LabError::Start { command: command.clone(), cause })?;
         if !ended.success() {
             let said = crate::tool::tail(&std::fs::read(&output).unwrap_or_default());
-            return Err(LabError::Tool {
-                command,
-                status: ended.to_string(),
-                said,
-            });
+            return Err(LabError::Tool { command, status: ended.to_string(), said });
         }
         self.hierarchies.kill(&group).await?;
         self.hierarchies.remove(&group).await
@@ -224,18 +182,11 @@ impl Workshop<'_> {
 
 /// Adds our files and links, and takes away what belongs to one server only.
 fn furnish(root: &Path) -> Result<(), LabError> {
-    for stale in [
-        "etc/dpkg/dpkg.cfg.d/99mmdebstrap",
-        "etc/hostname",
-        "etc/resolv.conf",
-    ] {
+    for stale in ["etc/dpkg/dpkg.cfg.d/99mmdebstrap", "etc/hostname", "etc/resolv.conf"] {
         let _not_there = std::fs::remove_file(root.join(stale));
     }
     let ssh = root.join("etc/ssh");
-    for entry in std::fs::read_dir(&ssh)
-        .map_err(file_error("list", &ssh))?
-        .flatten()
-    {
+    for entry in std::fs::read_dir(&ssh).map_err(file_error("list", &ssh))?.flatten() {
         if entry.file_name().to_string_lossy().starts_with("ssh_host_") {
             std::fs::remove_file(entry.path()).map_err(file_error("remove", &entry.path()))?;
         }
@@ -271,31 +222,21 @@ fn make_parent(path: &Path) -> Result<(), LabError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::tests::{lab, server};
 
     #[test]
-    fn the_name_changes_with_what_goes_in_and_with_nothing_else() {
-        let spec = lab(vec![server("ml1", 11)]);
-        let other_servers = lab(vec![server("ml1", 11), server("ml2", 12)]);
-        assert_eq!(Recipe::of(&spec).name(), Recipe::of(&other_servers).name());
-        let mut more = spec.clone();
-        more.base_packages = vec!["runc".to_owned()];
-        assert_ne!(Recipe::of(&spec).name(), Recipe::of(&more).name());
-        let mut same = spec.clone();
-        same.base_packages = vec!["systemd".to_owned()];
-        assert_eq!(Recipe::of(&spec).name(), Recipe::of(&same).name());
+    fn every_link_to_a_file_of_ours_has_its_file() {
+        for (path, target) in LINKS {
+            if let Some(unit) = target.strip_prefix("../") {
+                assert!(FILES.iter().any(|(file, ..)| file.ends_with(unit)), "{path} points at nothing");
+            }
+        }
     }
 
     #[test]
     fn an_image_carries_nothing_of_one_server() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path();
-        for path in [
-            "etc/ssh/ssh_host_rsa_key",
-            "etc/ssh/ssh_config",
-            "etc/hostname",
-            "etc/machine-id",
-        ] {
+        for path in ["etc/ssh/ssh_host_rsa_key", "etc/ssh/ssh_config", "etc/hostname", "etc/machine-id"] {
             place_file(&root.join(path), 0o644, b"x").unwrap();
         }
         furnish(root).unwrap();

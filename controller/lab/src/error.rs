@@ -112,9 +112,5 @@ pub enum LabError {
 
 /// For `map_err` on file operations: what was tried, and where.
 pub(crate) fn file_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LabError {
-    move |cause| LabError::File {
-        action,
-        path: path.to_owned(),
-        cause,
-    }
+    move |cause| LabError::File { action, path: path.to_owned(), cause }
 }

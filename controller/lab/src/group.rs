@@ -98,10 +98,7 @@ impl Hierarchies {
                 "cgroup2" => Kind::V2,
                 _ => return None,
             };
-            Some(Hierarchy {
-                root: mount.path.clone(),
-                kind,
-            })
+            Some(Hierarchy { root: mount.path.clone(), kind })
         };
         Self(mounts.iter().filter(ours).filter_map(hierarchy).collect())
     }
@@ -124,10 +121,7 @@ impl Hierarchies {
 
     /// The folders of a group, one for each hierarchy.
     pub(crate) fn folders(&self, group: &str) -> Vec<PathBuf> {
-        self.0
-            .iter()
-            .map(|hierarchy| hierarchy.root.join(group))
-            .collect()
+        self.0.iter().map(|hierarchy| hierarchy.root.join(group)).collect()
     }
 
     /// Makes a group and those above it, with limits on the group itself.
@@ -135,20 +129,14 @@ impl Hierarchies {
     /// # Errors
     /// [`LabError::File`].
     pub(crate) fn make(&self, group: &str, limits: Option<Limits>) -> Result<(), LabError> {
-        self.0
-            .iter()
-            .flat_map(|hierarchy| hierarchy.steps(group, limits))
-            .try_for_each(|step| step.run())
+        self.0.iter().flat_map(|hierarchy| hierarchy.steps(group, limits)).try_for_each(|step| step.run())
     }
 
     /// Under v2 the server sees `payload` as its root: it reads its own limits there.
     pub(crate) fn show_limits(&self, group: &str, limits: Limits) {
         for hierarchy in self.0.iter().filter(|hierarchy| hierarchy.kind == Kind::V2) {
             let payload = hierarchy.root.join(group).join("payload");
-            for step in limit_steps(&payload, &Kind::V2, limits)
-                .into_iter()
-                .filter(|_| payload.exists())
-            {
+            for step in limit_steps(&payload, &Kind::V2, limits).into_iter().filter(|_| payload.exists()) {
                 // The group above holds the limits in any case.
                 let _shown = step.run();
             }
@@ -161,11 +149,7 @@ impl Hierarchies {
         for folder in self.folders(group) {
             for below in tree(&folder) {
                 let text = std::fs::read_to_string(below.join("cgroup.procs")).unwrap_or_default();
-                members.extend(
-                    text.lines()
-                        .filter_map(|pid| pid.parse::<i32>().ok())
-                        .filter(|pid| *pid > 0),
-                );
+                members.extend(text.lines().filter_map(|pid| pid.parse::<i32>().ok()).filter(|pid| *pid > 0));
             }
         }
         members
@@ -204,11 +188,7 @@ impl Hierarchies {
         for folder in self.folders(group) {
             while let Err(cause) = remove_tree(&folder) {
                 if Instant::now() >= deadline {
-                    return Err(LabError::File {
-                        action: "remove",
-                        path: folder,
-                        cause,
-                    });
+                    return Err(LabError::File { action: "remove", path: folder, cause });
                 }
                 tokio::time::sleep(RETRY).await;
             }
@@ -222,26 +202,11 @@ impl Hierarchies {
         let hierarchy = self.0.iter().find(|hierarchy| hierarchy.limits("memory"))?;
         let folder = hierarchy.root.join(group);
         let v1 = hierarchy.kind != Kind::V2;
-        let usage = if v1 {
-            "memory.usage_in_bytes"
-        } else {
-            "memory.current"
-        };
-        let inactive = if v1 {
-            "total_inactive_file "
-        } else {
-            "inactive_file "
-        };
-        let used: u64 = std::fs::read_to_string(folder.join(usage))
-            .ok()?
-            .trim()
-            .parse()
-            .ok()?;
+        let usage = if v1 { "memory.usage_in_bytes" } else { "memory.current" };
+        let inactive = if v1 { "total_inactive_file " } else { "inactive_file " };
+        let used: u64 = std::fs::read_to_string(folder.join(usage)).ok()?.trim().parse().ok()?;
         let stat = std::fs::read_to_string(folder.join("memory.stat")).ok()?;
-        let idle: u64 = stat
-            .lines()
-            .find_map(|line| line.strip_prefix(inactive)?.parse().ok())
-            .unwrap_or(0);
+        let idle: u64 = stat.lines().find_map(|line| line.strip_prefix(inactive)?.parse().ok()).unwrap_or(0);
         Bytes::new(used.saturating_sub(idle)).ok()
     }
 }
@@ -260,14 +225,12 @@ impl Hierarchy {
                     needed: false,
                 }));
             }
-            steps.push(Step::Make {
-                folder: folder.clone(),
-            });
+            steps.push(Step::Make { folder: folder.clone() });
             if self.kind != Kind::V2 && self.limits("cpuset") {
-                steps.extend(["cpuset.cpus", "cpuset.mems"].map(|file| Step::Copy {
-                    from: parent.join(file),
-                    to: folder.join(file),
-                }));
+                steps.extend(
+                    ["cpuset.cpus", "cpuset.mems"]
+                        .map(|file| Step::Copy { from: parent.join(file), to: folder.join(file) }),
+                );
             }
         }
         if let Some(limits) = limits {
@@ -290,11 +253,7 @@ impl Hierarchy {
 fn limit_steps(folder: &Path, kind: &Kind, limits: Limits) -> Vec<Step> {
     let quota = limits.cpus.get() * PERIOD_US / 1000;
     let memory = limits.memory.get().to_string();
-    let write = |file: &str, value: String, needed| Step::Write {
-        file: folder.join(file),
-        value,
-        needed,
-    };
+    let write = |file: &str, value: String, needed| Step::Write { file: folder.join(file), value, needed };
     match kind {
         Kind::Beside => Vec::new(),
         Kind::V2 => vec![
@@ -329,11 +288,7 @@ impl Step {
                 Ok(())
             }
             Self::Write { file, value, needed } => match std::fs::write(file, value) {
-                Err(cause) if *needed => Err(LabError::File {
-                    action: "write",
-                    path: file.clone(),
-                    cause,
-                }),
+                Err(cause) if *needed => Err(LabError::File { action: "write", path: file.clone(), cause }),
                 _ => Ok(()),
             },
         }
@@ -375,23 +330,12 @@ mod tests {
     use super::*;
 
     fn mount(path: &str, kind: &str, options: &str) -> Mount {
-        Mount {
-            root: "/".to_owned(),
-            path: path.into(),
-            kind: kind.to_owned(),
-            options: options.to_owned(),
-        }
+        Mount { root: "/".to_owned(), path: path.into(), kind: kind.to_owned(), options: options.to_owned() }
     }
 
     fn text(hierarchies: &Hierarchies) -> String {
-        let limits = Limits {
-            memory: Bytes::mib(4096),
-            cpus: MilliCpu::new(1500).unwrap(),
-        };
-        let steps = hierarchies
-            .0
-            .iter()
-            .flat_map(|one| one.steps("rw-dev/ml1", Some(limits)));
+        let limits = Limits { memory: Bytes::mib(4096), cpus: MilliCpu::new(1500).unwrap() };
+        let steps = hierarchies.0.iter().flat_map(|one| one.steps("rw-dev/ml1", Some(limits)));
         steps.map(|step| step.to_string()).collect::<Vec<_>>().join("\n")
     }
 
@@ -423,15 +367,9 @@ mod tests {
             mount("/sys/fs/cgroup/unified", "cgroup2", "rw"),
         ]);
         assert_eq!(hierarchies.version(), "v1 with v2 beside it");
-        let limits = Limits {
-            memory: Bytes::mib(512),
-            cpus: MilliCpu::new(500).unwrap(),
-        };
+        let limits = Limits { memory: Bytes::mib(512), cpus: MilliCpu::new(500).unwrap() };
         let steps = hierarchies.0[1].steps("rw-dev/ml1", Some(limits));
-        assert!(
-            steps.iter().all(|step| matches!(step, Step::Make { .. })),
-            "{steps:?}"
-        );
+        assert!(steps.iter().all(|step| matches!(step, Step::Make { .. })), "{steps:?}");
     }
 
     #[test]

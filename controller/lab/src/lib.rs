@@ -39,11 +39,14 @@ mod site;
 pub mod status;
 pub mod undo;
 
+pub mod raise;
+
 pub mod lab;
 
 pub use changes::Changes;
 pub use error::LabError;
-pub use lab::{Event, Lab, Raised, Up};
+pub use lab::Lab;
 pub use paths::Paths;
+pub use raise::{Event, Raised, Up};
 pub use spec::{LabName, LabSpec, Rate, ServerSpec, Subnet};
 pub use status::{LabStatus, ServerState, ServerStatus};

@@ -13,7 +13,7 @@ const RETRY: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(crate) struct Lock {
     path: PathBuf,
-    _file: File,
+    file: File,
 }
 
 impl Lock {
@@ -28,13 +28,18 @@ impl Lock {
                 return Ok(lock);
             }
             if Instant::now() >= deadline {
-                return Err(LabError::Busy {
-                    path: path.to_owned(),
-                    waited_s: patience.as_secs(),
-                });
+                return Err(LabError::Busy { path: path.to_owned(), waited_s: patience.as_secs() });
             }
             tokio::time::sleep(RETRY).await;
         }
+    }
+
+    /// The lock for somebody else to hold as well: it is free when all have let go.
+    ///
+    /// # Errors
+    /// [`LabError::File`] when no more files can be opened.
+    pub(crate) fn share(&self) -> Result<File, LabError> {
+        self.file.try_clone().map_err(file_error("open", &self.path))
     }
 
     /// Removes the lock's file and frees the lock. Whoever waited for it sees that the file is another.
@@ -46,41 +51,25 @@ impl Lock {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(file_error("make", folder))?;
         }
-        let file = match OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(path)
-        {
+        let file = match OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path) {
             Ok(file) => file,
             // The last lab's end removed the folder in between.
             Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(cause) => {
-                return Err(LabError::File {
-                    action: "open",
-                    path: path.to_owned(),
-                    cause,
-                });
+                return Err(LabError::File { action: "open", path: path.to_owned(), cause });
             }
         };
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(cause)) => {
-                return Err(LabError::File {
-                    action: "lock",
-                    path: path.to_owned(),
-                    cause,
-                });
+                return Err(LabError::File { action: "lock", path: path.to_owned(), cause });
             }
         }
         let held = file.metadata().map_err(file_error("look at", path))?;
         let still =
             std::fs::metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == (held.dev(), held.ino()));
-        Ok(still.then(|| Self {
-            path: path.to_owned(),
-            _file: file,
-        }))
+        Ok(still.then(|| Self { path: path.to_owned(), file }))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The machine's mounts: which there are, and taking them away.
 
 use crate::error::{LabError, file_error};
-use crate::tool;
+use crate::tool::Tools;
 use rustix::mount::UnmountFlags;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -25,9 +25,7 @@ pub(crate) struct Mount {
 /// [`LabError::File`].
 pub(crate) fn all() -> Result<Vec<Mount>, LabError> {
     let path = Path::new("/proc/self/mountinfo");
-    Ok(parse(
-        &std::fs::read_to_string(path).map_err(file_error("read", path))?,
-    ))
+    Ok(parse(&std::fs::read_to_string(path).map_err(file_error("read", path))?))
 }
 
 /// Whether something is mounted exactly there.
@@ -45,20 +43,12 @@ pub(crate) fn is_mounted(path: &Path) -> Result<bool, LabError> {
 pub(crate) async fn unmount(path: &Path) -> Result<(), LabError> {
     let deadline = Instant::now() + BUSY;
     while is_mounted(path)? {
-        let flags = if Instant::now() < deadline {
-            UnmountFlags::empty()
-        } else {
-            UnmountFlags::DETACH
-        };
+        let flags = if Instant::now() < deadline { UnmountFlags::empty() } else { UnmountFlags::DETACH };
         match rustix::mount::unmount(path, flags) {
             Ok(()) => {}
             Err(rustix::io::Errno::BUSY) => tokio::time::sleep(RETRY).await,
             Err(cause) => {
-                return Err(LabError::File {
-                    action: "unmount",
-                    path: path.to_owned(),
-                    cause: cause.into(),
-                });
+                return Err(LabError::File { action: "unmount", path: path.to_owned(), cause: cause.into() });
             }
         }
     }
@@ -69,7 +59,7 @@ pub(crate) async fn unmount(path: &Path) -> Result<(), LabError> {
 ///
 /// # Errors
 /// What losetup said.
-pub(crate) async fn free_loops(file: &Path) -> Result<(), LabError> {
+pub(crate) async fn free_loops(tools: &Tools, file: &Path) -> Result<(), LabError> {
     let Ok(devices) = std::fs::read_dir("/sys/block") else {
         return Ok(());
     };
@@ -79,7 +69,7 @@ pub(crate) async fn free_loops(file: &Path) -> Result<(), LabError> {
         };
         if is_backing(&backing, file) {
             let device = Path::new("/dev").join(device.file_name());
-            tool::run("losetup", [Path::new("--detach"), device.as_path()]).await?;
+            tools.run("losetup", [Path::new("--detach"), device.as_path()]).await?;
         }
     }
     Ok(())
@@ -112,9 +102,7 @@ fn parse_line(line: &str) -> Option<Mount> {
 /// The kernel writes space, tab, line break and backslash in octal.
 fn unescape(path: &str) -> String {
     let octal = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
-    octal
-        .iter()
-        .fold(path.to_owned(), |text, (code, plain)| text.replace(code, plain))
+    octal.iter().fold(path.to_owned(), |text, (code, plain)| text.replace(code, plain))
 }
 
 #[cfg(test)]
@@ -127,10 +115,7 @@ mod tests {
                     41 24 0:33 /x /sys/fs/cgroup/cpu rw shared:1 master:2 - cgroup cgroup rw,cpu\n";
         let mounts = parse(text);
         assert_eq!(mounts[0].path, Path::new("/mnt/a b"));
-        assert_eq!(
-            (mounts[1].kind.as_str(), mounts[1].options.as_str()),
-            ("cgroup", "rw,cpu")
-        );
+        assert_eq!((mounts[1].kind.as_str(), mounts[1].options.as_str()), ("cgroup", "rw,cpu"));
         assert_eq!(mounts[1].root, "/x");
     }
 
@@ -145,6 +130,6 @@ mod tests {
     #[tokio::test]
     async fn taking_away_what_is_not_mounted_is_no_error() {
         unmount(Path::new("/nowhere/at/all")).await.unwrap();
-        free_loops(Path::new("/nowhere/data.img")).await.unwrap();
+        free_loops(&Tools::that_look(), Path::new("/nowhere/data.img")).await.unwrap();
     }
 }

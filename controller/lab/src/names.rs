@@ -34,14 +34,23 @@ pub fn host_link(lab: &LabName, server: &str) -> String {
     format!("{HOST_LINK_PREFIX}{}", machine(lab, server))
 }
 
-/// The control group of a server, below each hierarchy's root.
+/// The control group of everything of a server, below each hierarchy's root.
 pub fn server_group(lab: &LabName, server: &str) -> String {
     format!("{}/{server}", lab_wide(lab))
 }
 
-/// The control group in which the base image is made.
+/// The group below a server's whose root the server itself sees, and which has its limits.
+pub fn inner_group(lab: &LabName, server: &str) -> String {
+    format!("{}/inner", server_group(lab, server))
+}
+
+/// The group below a server's of what starts it again when it reboots.
+pub fn power_group(lab: &LabName, server: &str) -> String {
+    format!("{}/power", server_group(lab, server))
+}
+
+/// The control group in which the base image is made. No server's name has a dot.
 pub fn build_group(lab: &LabName) -> String {
-    // No server's name has a dot.
     format!("{}/.base", lab_wide(lab))
 }
 
@@ -49,12 +58,7 @@ pub fn build_group(lab: &LabName) -> String {
 /// that of a port and changes it when the port goes, and the servers' neighbours tables go stale.
 pub fn bridge_address(lab: &LabName) -> String {
     let hash = blake3::hash(lab.as_str().as_bytes());
-    hash.as_bytes()
-        .iter()
-        .take(5)
-        .fold(String::from("02"), |address, byte| {
-            format!("{address}:{byte:02x}")
-        })
+    hash.as_bytes().iter().take(5).fold(String::from("02"), |address, byte| format!("{address}:{byte:02x}"))
 }
 
 #[cfg(test)]

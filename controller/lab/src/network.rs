@@ -6,9 +6,9 @@
 use crate::error::LabError;
 use crate::names;
 use crate::spec::{LabName, Rate, Subnet};
-use crate::tool;
+use crate::tool::Tools;
 use serde::Deserialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::Path;
 
@@ -22,18 +22,14 @@ const SHAPER_LATENCY: &str = "50ms";
 ///
 /// # Errors
 /// What ip and nft said.
-pub(crate) async fn raise(lab: &LabName, subnet: Subnet) -> Result<(), LabError> {
+pub(crate) async fn raise(tools: &Tools, lab: &LabName, subnet: Subnet) -> Result<(), LabError> {
     let bridge = names::lab_wide(lab);
     let address = names::bridge_address(lab);
-    tool::run(
-        "ip",
-        ["link", "add", &bridge, "address", &address, "type", "bridge"],
-    )
-    .await?;
+    tools.run("ip", ["link", "add", &bridge, "address", &address, "type", "bridge"]).await?;
     let gateway = format!("{}/{}", subnet.gateway(), subnet.prefix());
-    tool::run("ip", ["addr", "add", &gateway, "dev", &bridge]).await?;
-    tool::run("ip", ["link", "set", &bridge, "up"]).await?;
-    tool::run_with_input("nft", &["-f", "-"], &table_text(&bridge, subnet)).await?;
+    tools.run("ip", ["addr", "add", &gateway, "dev", &bridge]).await?;
+    tools.run("ip", ["link", "set", &bridge, "up"]).await?;
+    tools.run("nft", [table_text(&bridge, subnet)]).await?;
     Ok(())
 }
 
@@ -50,8 +46,8 @@ fn table_text(name: &str, subnet: Subnet) -> String {
 ///
 /// # Errors
 /// What ip said.
-pub(crate) async fn remove_link(name: &str) -> Result<(), LabError> {
-    match tool::run("ip", ["link", "del", name]).await {
+pub(crate) async fn remove_link(tools: &Tools, name: &str) -> Result<(), LabError> {
+    match tools.run("ip", ["link", "del", name]).await {
         Err(_) if !is_link(name) => Ok(()),
         other => other.map(|_| ()),
     }
@@ -61,10 +57,10 @@ pub(crate) async fn remove_link(name: &str) -> Result<(), LabError> {
 ///
 /// # Errors
 /// What nft said.
-pub(crate) async fn remove_table(name: &str) -> Result<(), LabError> {
+pub(crate) async fn remove_table(tools: &Tools, name: &str) -> Result<(), LabError> {
     // Adding what is there changes nothing, so that deleting always finds it; both happen at once or not at all.
     let text = format!("add table ip {name}\ndelete table ip {name}\n");
-    tool::run_with_input("nft", &["-f", "-"], &text).await.map(|_| ())
+    tools.run("nft", [text]).await.map(|_| ())
 }
 
 /// Whether there is such an interface.
@@ -76,11 +72,9 @@ pub(crate) fn is_link(name: &str) -> bool {
 ///
 /// # Errors
 /// What bridge said.
-pub(crate) async fn set_cut(link: &str, cut: bool) -> Result<(), LabError> {
+pub(crate) async fn set_cut(tools: &Tools, link: &str, cut: bool) -> Result<(), LabError> {
     let state = if cut { PORT_DISABLED } else { PORT_FORWARDING };
-    tool::run("bridge", ["link", "set", "dev", link, "state", state])
-        .await
-        .map(|_| ())
+    tools.run("bridge", ["link", "set", "dev", link, "state", state]).await.map(|_| ())
 }
 
 /// Limits a link in both directions, or lifts the limit. What the server sends is limited at its own end, inside
@@ -88,7 +82,12 @@ pub(crate) async fn set_cut(link: &str, cut: bool) -> Result<(), LabError> {
 ///
 /// # Errors
 /// What tc said.
-pub(crate) async fn shape(link: &str, inner_init: i32, rate: Option<Rate>) -> Result<(), LabError> {
+pub(crate) async fn shape(
+    tools: &Tools,
+    link: &str,
+    inner_init: i32,
+    rate: Option<Rate>,
+) -> Result<(), LabError> {
     let namespace = format!("--net=/proc/{inner_init}/ns/net");
     for (device, enter) in [(link, None), ("host0", Some(namespace.as_str()))] {
         let words: Vec<String> = match rate {
@@ -96,12 +95,10 @@ pub(crate) async fn shape(link: &str, inner_init: i32, rate: Option<Rate>) -> Re
             None => ["qdisc", "del", "dev", device, "root"].map(str::to_owned).into(),
         };
         let ran = match enter {
-            None => tool::run("tc", &words).await,
+            None => tools.run("tc", &words).await,
             Some(namespace) => {
-                let words = [namespace, "tc"]
-                    .into_iter()
-                    .chain(words.iter().map(String::as_str));
-                tool::run("nsenter", words).await
+                let words = [namespace, "tc"].into_iter().chain(words.iter().map(String::as_str));
+                tools.run("nsenter", words).await
             }
         };
         // Lifting a limit that is not there is what was wanted.
@@ -113,10 +110,7 @@ pub(crate) async fn shape(link: &str, inner_init: i32, rate: Option<Rate>) -> Re
 }
 
 fn shaper(device: &str, rate: Rate) -> Vec<String> {
-    let (bits, burst) = (
-        format!("{}bit", rate.bits_per_s()),
-        rate.burst_bytes().to_string(),
-    );
+    let (bits, burst) = (format!("{}bit", rate.bits_per_s()), rate.burst_bytes().to_string());
     let words = ["qdisc", "replace", "dev", device, "root", "tbf"];
     let limits = ["rate", &bits, "burst", &burst, "latency", SHAPER_LATENCY];
     words.into_iter().chain(limits).map(str::to_owned).collect()
@@ -127,7 +121,7 @@ fn shaper(device: &str, rate: Rate) -> Vec<String> {
 /// # Errors
 /// What bridge said.
 pub(crate) async fn cut_links() -> Result<BTreeSet<String>, LabError> {
-    Ok(parse_cut(&tool::run("bridge", ["-json", "link", "show"]).await?))
+    Ok(parse_cut(&Tools::that_look().run("bridge", ["-json", "link", "show"]).await?))
 }
 
 #[derive(Deserialize)]
@@ -139,11 +133,38 @@ struct Port {
 
 fn parse_cut(json: &str) -> BTreeSet<String> {
     let ports: Vec<Port> = serde_json::from_str(json).unwrap_or_default();
-    ports
-        .into_iter()
-        .filter(|port| port.state == "disabled")
-        .map(|port| port.ifname)
-        .collect()
+    ports.into_iter().filter(|port| port.state == "disabled").map(|port| port.ifname).collect()
+}
+
+/// The rates to which the machine's links are limited.
+///
+/// # Errors
+/// What tc said.
+pub(crate) async fn rates() -> Result<BTreeMap<String, Rate>, LabError> {
+    Ok(parse_rates(&Tools::that_look().run("tc", ["-json", "qdisc", "show"]).await?))
+}
+
+#[derive(Deserialize)]
+struct Discipline {
+    #[serde(default)]
+    kind: String,
+    #[serde(default)]
+    dev: String,
+    #[serde(default)]
+    options: Options,
+}
+
+#[derive(Default, Deserialize)]
+struct Options {
+    /// In bytes a second.
+    #[serde(default)]
+    rate: u64,
+}
+
+fn parse_rates(json: &str) -> BTreeMap<String, Rate> {
+    let all: Vec<Discipline> = serde_json::from_str(json).unwrap_or_default();
+    let shapers = all.into_iter().filter(|one| one.kind == "tbf");
+    shapers.map(|one| (one.dev, Rate::of_bytes_per_s(one.options.rate))).collect()
 }
 
 /// Interfaces of this machine other than `bridge` that have an address in the range.
@@ -152,7 +173,7 @@ fn parse_cut(json: &str) -> BTreeSet<String> {
 /// What ip said.
 pub(crate) async fn in_the_way(bridge: &str, subnet: Subnet) -> Result<Vec<String>, LabError> {
     Ok(parse_in_the_way(
-        &tool::run("ip", ["-json", "-4", "addr", "show"]).await?,
+        &Tools::that_look().run("ip", ["-json", "-4", "addr", "show"]).await?,
         bridge,
         subnet,
     ))
@@ -173,17 +194,9 @@ struct Address {
 
 fn parse_in_the_way(json: &str, bridge: &str, subnet: Subnet) -> Vec<String> {
     let interfaces: Vec<Interface> = serde_json::from_str(json).unwrap_or_default();
-    let meets = |one: &Interface| {
-        one.addr_info
-            .iter()
-            .filter_map(|at| at.local)
-            .any(|at| subnet.contains(at))
-    };
-    interfaces
-        .into_iter()
-        .filter(|one| one.ifname != bridge && meets(one))
-        .map(|one| one.ifname)
-        .collect()
+    let meets =
+        |one: &Interface| one.addr_info.iter().filter_map(|at| at.local).any(|at| subnet.contains(at));
+    interfaces.into_iter().filter(|one| one.ifname != bridge && meets(one)).map(|one| one.ifname).collect()
 }
 
 #[cfg(test)]
@@ -216,6 +229,13 @@ mod tests {
             r#"[{"ifname":"vb-a","state":"disabled"},{"ifname":"vb-b","state":"forwarding"},{"ifname":"c"}]"#;
         assert_eq!(parse_cut(json), BTreeSet::from(["vb-a".to_owned()]));
         assert!(parse_cut("").is_empty());
+    }
+
+    #[test]
+    fn a_limited_link_shows_its_rate_in_bits() {
+        let json = r#"[{"kind":"noqueue","dev":"lo","options":{}},
+            {"kind":"tbf","dev":"vb-a","root":true,"options":{"rate":25000000,"burst":262125,"lat":50000}}]"#;
+        assert_eq!(parse_rates(json), BTreeMap::from([("vb-a".to_owned(), "200mbit".parse().unwrap())]));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The Debian packages that a lab needs on the machine: found by the program that each brings.
 
 use crate::error::LabError;
-use crate::tool;
+use crate::tool::Tools;
 use std::path::Path;
 
 /// Programs that the lab runs, with the package of each. What Debian marks essential is not listed.
@@ -21,11 +21,8 @@ const FOR_MODULES: (&str, &str) = ("modprobe", "kmod");
 
 /// Packages that are absent, judged by a search path of folders separated by colons.
 pub(crate) fn missing(search_path: &str, loads_modules: bool) -> Vec<&'static str> {
-    let exists = |program: &str| {
-        search_path
-            .split(':')
-            .any(|folder| Path::new(folder).join(program).exists())
-    };
+    let exists =
+        |program: &str| search_path.split(':').any(|folder| Path::new(folder).join(program).exists());
     let mut absent: Vec<_> = NEEDED
         .into_iter()
         .chain(loads_modules.then_some(FOR_MODULES))
@@ -40,17 +37,11 @@ pub(crate) fn missing(search_path: &str, loads_modules: bool) -> Vec<&'static st
 ///
 /// # Errors
 /// What apt-get said.
-pub(crate) async fn install(packages: &[&str]) -> Result<(), LabError> {
-    tool::run("apt-get", ["-q", "update"]).await?;
-    let options = [
-        "DEBIAN_FRONTEND=noninteractive",
-        "apt-get",
-        "-q",
-        "-y",
-        "--no-install-recommends",
-        "install",
-    ];
-    tool::run("env", options.iter().chain(packages)).await?;
+pub(crate) async fn install(tools: &Tools, packages: &[&str]) -> Result<(), LabError> {
+    tools.run("apt-get", ["-q", "update"]).await?;
+    let options =
+        ["DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y", "--no-install-recommends", "install"];
+    tools.run("env", options.iter().chain(packages)).await?;
     Ok(())
 }
 
@@ -79,9 +70,6 @@ mod tests {
             std::fs::write(folder.path().join(program), "").unwrap();
         }
         let absent = missing(&format!("/nowhere:{}", folder.path().display()), false);
-        assert!(
-            !absent.contains(&"iproute2") && !absent.contains(&"nftables"),
-            "{absent:?}"
-        );
+        assert!(!absent.contains(&"iproute2") && !absent.contains(&"nftables"), "{absent:?}");
     }
 }

@@ -15,24 +15,17 @@ impl Paths {
     /// The machine's folder and the user's cache. The first is no user's: bridges, mounts and kernel
     /// settings are the machine's, and whoever asks must find the same record of them.
     pub fn of_this_machine() -> Self {
-        let cache = std::env::var_os("XDG_CACHE_HOME")
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute());
+        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
         let home = || std::env::var_os("HOME").map_or_else(|| PathBuf::from("/root"), PathBuf::from);
         Self {
             state: PathBuf::from("/var/lib/rackwright-lab"),
-            cache: cache
-                .unwrap_or_else(|| home().join(".cache"))
-                .join("rackwright/lab"),
+            cache: cache.unwrap_or_else(|| home().join(".cache")).join("rackwright/lab"),
         }
     }
 
     #[cfg(test)]
     pub(crate) fn at(state: &str, cache: &str) -> Self {
-        Self {
-            state: state.into(),
-            cache: cache.into(),
-        }
+        Self { state: state.into(), cache: cache.into() }
     }
 
     /// The folder of all labs' state.
@@ -67,9 +60,7 @@ impl Paths {
 
     /// One lab's folder, below which everything of it lies.
     pub fn lab(&self, lab: &LabName) -> LabPaths {
-        LabPaths {
-            folder: self.labs().join(lab.as_str()),
-        }
+        LabPaths { folder: self.labs().join(lab.as_str()) }
     }
 }
 
@@ -107,9 +98,7 @@ impl LabPaths {
 
     /// One server's folders.
     pub fn server(&self, name: &str) -> ServerPaths {
-        ServerPaths {
-            folder: self.folder.join("servers").join(name),
-        }
+        ServerPaths { folder: self.folder.join("servers").join(name) }
     }
 }
 
@@ -122,11 +111,8 @@ pub struct ServerPaths {
 impl ServerPaths {
     /// Folders on the machine's own file system that a server sees instead of its overlay, because
     /// containerd's overlays, the kubelet's volumes and etcd's syncs need a real one.
-    pub const REAL: [(&'static str, &'static str); 3] = [
-        ("containerd", "/var/lib/containerd"),
-        ("kubelet", "/var/lib/kubelet"),
-        ("etcd", "/var/lib/etcd"),
-    ];
+    pub const REAL: [(&'static str, &'static str); 3] =
+        [("containerd", "/var/lib/containerd"), ("kubelet", "/var/lib/kubelet"), ("etcd", "/var/lib/etcd")];
 
     /// The folder itself.
     pub fn folder(&self) -> &Path {

@@ -10,19 +10,13 @@ use std::path::Path;
 /// [`LabError::File`].
 pub(crate) fn boot() -> Result<String, LabError> {
     let path = Path::new("/proc/sys/kernel/random/boot_id");
-    std::fs::read_to_string(path)
-        .map(|text| text.trim().to_owned())
-        .map_err(file_error("read", path))
+    std::fs::read_to_string(path).map(|text| text.trim().to_owned()).map_err(file_error("read", path))
 }
 
 /// The process with this id, as it is now.
 pub(crate) fn identify(pid: i32, boot: &str) -> Option<ProcessId> {
     let start_ticks = start_ticks(&stat(pid)?)?;
-    Some(ProcessId {
-        pid,
-        start_ticks,
-        boot: boot.to_owned(),
-    })
+    Some(ProcessId { pid, start_ticks, boot: boot.to_owned() })
 }
 
 /// Whether the process still runs. One that has ended and waits for its parent does not.
@@ -94,13 +88,7 @@ mod tests {
         let own = identify(i32::try_from(std::process::id()).unwrap(), &boot).unwrap();
         assert!(is_alive(&own, &boot));
         assert!(!is_alive(&own, "another boot"));
-        assert!(!is_alive(
-            &ProcessId {
-                start_ticks: own.start_ticks + 1,
-                ..own
-            },
-            &boot
-        ));
+        assert!(!is_alive(&ProcessId { start_ticks: own.start_ticks + 1, ..own }, &boot));
     }
 
     #[test]

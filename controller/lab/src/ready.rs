@@ -83,19 +83,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let console = folder.path().join("console.log");
         std::fs::write(&console, "Failed to mount\n").unwrap();
-        let dead = ProcessId {
-            pid: i32::MAX,
-            start_ticks: 1,
-            boot: "b".to_owned(),
-        };
+        let dead = ProcessId { pid: i32::MAX, start_ticks: 1, boot: "b".to_owned() };
         // No TCP connection is ever made to the broadcast address.
-        let error = wait_for_ssh("ml1", Ipv4Addr::BROADCAST, &dead, &console)
-            .await
-            .unwrap_err();
+        let error = wait_for_ssh("ml1", Ipv4Addr::BROADCAST, &dead, &console).await.unwrap_err();
         assert!(
-            error
-                .to_string()
-                .contains("its process has ended; its console ends with: Failed"),
+            error.to_string().contains("its process has ended; its console ends with: Failed"),
             "{error}"
         );
     }

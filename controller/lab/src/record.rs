@@ -88,6 +88,8 @@ pub enum Entry {
         boot: String,
         /// What is wanted.
         spec: LabSpec,
+        /// The base image below the servers' overlays, which another version of this program would name otherwise.
+        base: PathBuf,
     },
     /// These things are about to be made.
     Making {
@@ -119,6 +121,8 @@ pub enum Entry {
 pub struct Record {
     /// What is wanted; absent where a crash left an empty record, before anything was made.
     pub spec: Option<LabSpec>,
+    /// The base image below the servers' overlays.
+    pub base: PathBuf,
     /// Which boot of the machine.
     pub boot: String,
     /// Everything made, in the order of making.
@@ -144,11 +148,7 @@ impl Record {
                 Ok(entry) => record.add(entry),
                 Err(_) if lines.peek().is_none() && !text.ends_with('\n') => break,
                 Err(cause) => {
-                    return Err(LabError::Record {
-                        path: path.to_owned(),
-                        line: index + 1,
-                        cause,
-                    });
+                    return Err(LabError::Record { path: path.to_owned(), line: index + 1, cause });
                 }
             }
         }
@@ -157,11 +157,7 @@ impl Record {
 
     /// The last process that a server was.
     pub fn process(&self, server: &str) -> Option<&ProcessId> {
-        self.processes
-            .iter()
-            .rev()
-            .find(|(of, _)| of.as_deref() == Some(server))
-            .map(|(_, id)| id)
+        self.processes.iter().rev().find(|(of, _)| of.as_deref() == Some(server)).map(|(_, id)| id)
     }
 
     /// Everything made, in the order of removal: control groups with their processes first, because they hold
@@ -182,8 +178,9 @@ impl Record {
 
     fn add(&mut self, entry: Entry) {
         match entry {
-            Entry::Opened { boot, spec, .. } => {
+            Entry::Opened { boot, spec, base, .. } => {
                 self.boot = boot;
+                self.base = base;
                 self.spec = Some(spec);
             }
             Entry::Making { things } => self.things.extend(things),
@@ -208,20 +205,15 @@ impl Journal {
     ///
     /// # Errors
     /// [`LabError::File`].
-    pub fn create(path: &Path, boot: &str, spec: &LabSpec) -> Result<Self, LabError> {
+    pub fn create(path: &Path, boot: &str, spec: &LabSpec, base: &Path) -> Result<Self, LabError> {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(file_error("make", folder))?;
         }
         let mut journal = Self::open(path)?;
-        journal.write(&Entry::Opened {
-            version: VERSION,
-            boot: boot.to_owned(),
-            spec: spec.clone(),
-        })?;
+        let (boot, spec, base) = (boot.to_owned(), spec.clone(), base.to_owned());
+        journal.write(&Entry::Opened { version: VERSION, boot, spec, base })?;
         for folder in path.ancestors().skip(1).take(2) {
-            File::open(folder)
-                .and_then(|open| open.sync_all())
-                .map_err(file_error("sync", folder))?;
+            File::open(folder).and_then(|open| open.sync_all()).map_err(file_error("sync", folder))?;
         }
         Ok(journal)
     }
@@ -231,15 +223,9 @@ impl Journal {
     /// # Errors
     /// [`LabError::File`].
     pub fn open(path: &Path) -> Result<Self, LabError> {
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(path)
-            .map_err(file_error("open", path))?;
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-        })
+        let file =
+            OpenOptions::new().create(true).append(true).open(path).map_err(file_error("open", path))?;
+        Ok(Self { path: path.to_owned(), file })
     }
 
     /// Appends one entry; when it returns, the entry is on the disk.
@@ -268,11 +254,7 @@ pub fn read(path: &Path) -> Result<Option<Record>, LabError> {
     match std::fs::read_to_string(path) {
         Ok(text) => Record::replay(path, &text).map(Some),
         Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(cause) => Err(LabError::File {
-            action: "read",
-            path: path.to_owned(),
-            cause,
-        }),
+        Err(cause) => Err(LabError::File { action: "read", path: path.to_owned(), cause }),
     }
 }
 
@@ -287,62 +269,35 @@ mod tests {
                 version: VERSION,
                 boot: "b1".to_owned(),
                 spec: lab(vec![server("ml1", 11)]),
+                base: "/c/base-1".into(),
             },
             Entry::Making {
                 things: vec![
-                    Thing::Folder {
-                        path: "/run/x".into(),
-                    },
-                    Thing::Bridge {
-                        name: "rw-dev".to_owned(),
-                    },
-                    Thing::Table {
-                        name: "rw-dev".to_owned(),
-                    },
-                    Thing::Group {
-                        name: "rw-dev".to_owned(),
-                    },
-                    Thing::Group {
-                        name: "rw-dev/ml1".to_owned(),
-                    },
-                    Thing::Loop {
-                        file: "/l/data.img".into(),
-                    },
-                    Thing::Mount {
-                        path: "/l/data".into(),
-                    },
-                    Thing::Mount {
-                        path: "/l/root".into(),
-                    },
-                    Thing::Link {
-                        name: "vb-dev-ml1".to_owned(),
-                    },
+                    Thing::Folder { path: "/run/x".into() },
+                    Thing::Bridge { name: "rw-dev".to_owned() },
+                    Thing::Table { name: "rw-dev".to_owned() },
+                    Thing::Group { name: "rw-dev".to_owned() },
+                    Thing::Group { name: "rw-dev/ml1".to_owned() },
+                    Thing::Loop { file: "/l/data.img".into() },
+                    Thing::Mount { path: "/l/data".into() },
+                    Thing::Mount { path: "/l/root".into() },
+                    Thing::Link { name: "vb-dev-ml1".to_owned() },
                 ],
             },
             Entry::Process {
                 server: Some("ml1".to_owned()),
-                id: ProcessId {
-                    pid: 7,
-                    start_ticks: 9,
-                    boot: "b1".to_owned(),
-                },
+                id: ProcessId { pid: 7, start_ticks: 9, boot: "b1".to_owned() },
             },
             Entry::Link {
                 server: "ml1".to_owned(),
-                state: LinkState {
-                    cut: true,
-                    rate: "200mbit".parse().ok(),
-                },
+                state: LinkState { cut: true, rate: "200mbit".parse().ok() },
             },
             Entry::Complete,
         ]
     }
 
     fn text(entries: &[Entry]) -> String {
-        entries
-            .iter()
-            .map(|entry| serde_json::to_string(entry).unwrap() + "\n")
-            .collect()
+        entries.iter().map(|entry| serde_json::to_string(entry).unwrap() + "\n").collect()
     }
 
     fn replay(text: &str) -> Result<Record, LabError> {
@@ -357,11 +312,7 @@ mod tests {
     #[test]
     fn holders_are_removed_before_what_they_hold() {
         let record = replay(&text(&entries())).unwrap();
-        let order: Vec<String> = record
-            .undo_order()
-            .into_iter()
-            .map(|thing| format!("{thing:?}"))
-            .collect();
+        let order: Vec<String> = record.undo_order().into_iter().map(|thing| format!("{thing:?}")).collect();
         insta::assert_snapshot!(order.join("\n"), @r#"
         Group { name: "rw-dev/ml1" }
         Group { name: "rw-dev" }
@@ -379,8 +330,9 @@ mod tests {
     fn a_crash_at_any_byte_loses_at_most_the_entry_being_written() {
         let all = text(&entries());
         for cut in 0..=all.len() {
-            let whole = all[..cut].matches('\n').count();
-            let record = replay(&all[..cut]).unwrap();
+            let start = all.get(..cut).unwrap();
+            let whole = start.matches('\n').count();
+            let record = replay(start).unwrap();
             let known = replay(&text(&entries()[..whole])).unwrap();
             // A line whose closing line break alone is missing counts as written.
             let next = replay(&text(&entries()[..(whole + 1).min(entries().len())])).unwrap();
@@ -398,22 +350,9 @@ mod tests {
     #[test]
     fn the_last_process_of_a_server_counts() {
         let mut all = entries();
-        let later = ProcessId {
-            pid: 8,
-            start_ticks: 30,
-            boot: "b1".to_owned(),
-        };
-        all.push(Entry::Process {
-            server: Some("ml1".to_owned()),
-            id: later.clone(),
-        });
-        all.push(Entry::Process {
-            server: None,
-            id: ProcessId {
-                pid: 9,
-                ..later.clone()
-            },
-        });
+        let later = ProcessId { pid: 8, start_ticks: 30, boot: "b1".to_owned() };
+        all.push(Entry::Process { server: Some("ml1".to_owned()), id: later.clone() });
+        all.push(Entry::Process { server: None, id: ProcessId { pid: 9, ..later.clone() } });
         assert_eq!(replay(&text(&all)).unwrap().process("ml1"), Some(&later));
     }
 }

@@ -9,7 +9,7 @@ use crate::mount;
 use crate::names;
 use crate::paths::ServerPaths;
 use crate::spec::{LabName, ServerSpec, Subnet};
-use crate::tool;
+use crate::tool::Tools;
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File};
 use std::net::Ipv4Addr;
@@ -30,6 +30,7 @@ pub(crate) const VARIABLES: [(&str, &str); 2] =
 /// # Errors
 /// [`LabError::File`], what mkfs said.
 pub(crate) async fn prepare(
+    tools: &Tools,
     server: &ServerSpec,
     subnet: Subnet,
     paths: &ServerPaths,
@@ -37,30 +38,17 @@ pub(crate) async fn prepare(
 ) -> Result<(), LabError> {
     let upper = paths.upper();
     let folders = [paths.root(), upper.clone(), paths.work(), paths.data()];
-    let real = ServerPaths::REAL
-        .iter()
-        .map(|(name, _)| paths.folder().join(name));
+    let real = ServerPaths::REAL.iter().map(|(name, _)| paths.folder().join(name));
     for folder in folders.into_iter().chain(real) {
         std::fs::create_dir_all(&folder).map_err(file_error("make", &folder))?;
     }
     let home = upper.join("root");
     for secret in [home.clone(), home.join(".ssh")] {
-        DirBuilder::new()
-            .mode(0o700)
-            .recursive(true)
-            .create(&secret)
-            .map_err(file_error("make", &secret))?;
+        DirBuilder::new().mode(0o700).recursive(true).create(&secret).map_err(file_error("make", &secret))?;
     }
     place_file(&home.join(".ssh/authorized_keys"), 0o600, key.as_bytes())?;
-    place_file(
-        &upper.join("etc/hostname"),
-        0o644,
-        format!("{}\n", server.name).as_bytes(),
-    )?;
-    let hosts = format!(
-        "127.0.0.1 localhost\n::1 localhost\n{} {}\n",
-        server.address, server.name
-    );
+    place_file(&upper.join("etc/hostname"), 0o644, format!("{}\n", server.name).as_bytes())?;
+    let hosts = format!("127.0.0.1 localhost\n::1 localhost\n{} {}\n", server.address, server.name);
     place_file(&upper.join("etc/hosts"), 0o644, hosts.as_bytes())?;
     place_file(&upper.join("etc/resolv.conf"), 0o644, resolvers().as_bytes())?;
     // It must sort before systemd's own 80-container-host0.network.
@@ -68,7 +56,7 @@ pub(crate) async fn prepare(
     place_file(&network, 0o644, network_text(server.address, subnet).as_bytes())?;
     let disk = File::create(paths.disk()).and_then(|file| file.set_len(server.disk.get()));
     disk.map_err(file_error("make", &paths.disk()))?;
-    tool::run("mkfs.ext4", [OsString::from("-qF"), paths.disk().into()]).await?;
+    tools.run("mkfs.ext4", [OsString::from("-qF"), paths.disk().into()]).await?;
     Ok(())
 }
 
@@ -76,10 +64,10 @@ pub(crate) async fn prepare(
 ///
 /// # Errors
 /// What mount said.
-pub(crate) async fn mount_all(paths: &ServerPaths, base: &Path) -> Result<(), LabError> {
+pub(crate) async fn mount_all(tools: &Tools, paths: &ServerPaths, base: &Path) -> Result<(), LabError> {
     if !mount::is_mounted(&paths.data())? {
         let words = [OsString::from("-oloop"), paths.disk().into(), paths.data().into()];
-        tool::run("mount", words).await?;
+        tools.run("mount", words).await?;
     }
     if !mount::is_mounted(&paths.root())? {
         let mut layers = OsString::from("lowerdir=");
@@ -88,14 +76,8 @@ pub(crate) async fn mount_all(paths: &ServerPaths, base: &Path) -> Result<(), La
         layers.push(paths.upper());
         layers.push(",workdir=");
         layers.push(paths.work());
-        let words = [
-            "-toverlay".into(),
-            "overlay".into(),
-            "-o".into(),
-            layers,
-            paths.root().into(),
-        ];
-        tool::run::<OsString>("mount", words).await?;
+        let words = ["-toverlay".into(), "overlay".into(), "-o".into(), layers, paths.root().into()];
+        tools.run::<OsString>("mount", words).await?;
     }
     Ok(())
 }
@@ -132,11 +114,7 @@ pub(crate) fn nspawn(lab: &LabName, server: &ServerSpec, paths: &ServerPaths) ->
     words.push(joined("--directory=", &paths.root(), ""));
     words.push(joined("--bind=", &paths.data(), ":/data"));
     for (name, inside) in ServerPaths::REAL {
-        words.push(joined(
-            "--bind=",
-            &paths.folder().join(name),
-            &format!(":{inside}"),
-        ));
+        words.push(joined("--bind=", &paths.folder().join(name), &format!(":{inside}")));
     }
     for device in DEVICES.into_iter().filter(|device| Path::new(device).exists()) {
         words.push(format!("--bind={device}").into());
@@ -163,20 +141,13 @@ fn network_text(address: Ipv4Addr, subnet: Subnet) -> String {
 fn resolvers() -> String {
     let read = |path: &str| std::fs::read_to_string(PathBuf::from(path)).unwrap_or_default();
     let found = reachable(&read("/run/systemd/resolve/resolv.conf"));
-    if found.is_empty() {
-        reachable(&read("/etc/resolv.conf"))
-    } else {
-        found
-    }
+    if found.is_empty() { reachable(&read("/etc/resolv.conf")) } else { found }
 }
 
 fn reachable(resolv_conf: &str) -> String {
     let useful =
         |line: &&str| line.starts_with("nameserver ") && !line.contains(" 127.") && !line.contains(" ::1");
-    resolv_conf
-        .lines()
-        .filter(useful)
-        .fold(String::new(), |text, line| text + line + "\n")
+    resolv_conf.lines().filter(useful).fold(String::new(), |text, line| text + line + "\n")
 }
 
 #[cfg(test)]
@@ -189,10 +160,7 @@ mod tests {
     fn the_network_file_gives_the_address_and_the_way_out() {
         let spec = lab(vec![server("ml1", 13)]);
         let text = network_text(spec.servers[0].address, spec.subnet);
-        assert!(
-            text.contains("Address=10.77.0.13/24\nGateway=10.77.0.1\n"),
-            "{text}"
-        );
+        assert!(text.contains("Address=10.77.0.13/24\nGateway=10.77.0.1\n"), "{text}");
     }
 
     #[test]
@@ -207,12 +175,7 @@ mod tests {
         let paths = Paths::of_this_machine().lab(&spec.name).server("ml1");
         let words = nspawn(&spec.name, &spec.servers[0], &paths);
         let line = words.join(&OsString::from(" ")).into_string().unwrap();
-        for part in [
-            "--machine=dev-ml1 ",
-            "--network-bridge=rw-dev ",
-            ":/data ",
-            ":/var/lib/etcd",
-        ] {
+        for part in ["--machine=dev-ml1 ", "--network-bridge=rw-dev ", ":/data ", ":/var/lib/etcd"] {
             assert!(line.contains(part), "{part} is not in {line}");
         }
     }

@@ -21,11 +21,7 @@ enum Want {
 
 /// The settings, with the reason that `lab up` gives.
 const WANTED: [(&str, Want, &str); 6] = [
-    (
-        "net.ipv4.ip_forward",
-        Want::Exactly(1),
-        "servers reach the outside through this machine",
-    ),
+    ("net.ipv4.ip_forward", Want::Exactly(1), "servers reach the outside through this machine"),
     ("vm.overcommit_memory", Want::Exactly(1), "kubelets insist on it"),
     ("kernel.panic", Want::Exactly(10), "kubelets insist on it"),
     ("kernel.panic_on_oops", Want::Exactly(1), "kubelets insist on it"),
@@ -34,12 +30,22 @@ const WANTED: [(&str, Want, &str); 6] = [
         Want::AtLeast(1024),
         "all servers' systemd and kubelets count as one user",
     ),
-    (
-        "net.bridge.bridge-nf-call-iptables",
-        Want::Exactly(0),
-        "this machine's firewall stays out of the bridge",
-    ),
+    (BRIDGE_KEY, Want::Exactly(0), "this machine's firewall stays out of the bridge"),
 ];
+
+/// The module that shows bridged packets to iptables, which kube-proxy in the servers needs and cannot load.
+pub(crate) const BRIDGE_MODULE: &str = "br_netfilter";
+const BRIDGE_KEY: &str = "net.bridge.bridge-nf-call-iptables";
+
+/// Whether the kernel has that module in it.
+pub(crate) fn has_bridge_module() -> bool {
+    read(BRIDGE_KEY).is_some()
+}
+
+/// Reads a setting as it will be once the module is loaded.
+pub(crate) fn read_or_module_default(key: &str) -> Option<String> {
+    read(key).or_else(|| (key == BRIDGE_KEY).then(|| "1".to_owned()))
+}
 
 /// One setting that differs from what it must be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,10 +61,7 @@ pub struct Change {
 impl Change {
     /// Why a lab changes it.
     pub fn reason(&self) -> &'static str {
-        WANTED
-            .iter()
-            .find(|(key, ..)| *key == self.key)
-            .map_or("", |(_, _, reason)| *reason)
+        WANTED.iter().find(|(key, ..)| *key == self.key).map_or("", |(_, _, reason)| *reason)
     }
 }
 
@@ -70,20 +73,14 @@ pub(crate) fn differing(read: impl Fn(&str) -> Option<String>) -> Vec<Change> {
             Want::Exactly(value) => (was == value.to_string(), value),
             Want::AtLeast(value) => (was.parse::<u64>().is_ok_and(|now| now >= value), value),
         };
-        (!met).then(|| Change {
-            key: (*key).to_owned(),
-            was,
-            becomes: value.to_string(),
-        })
+        (!met).then(|| Change { key: (*key).to_owned(), was, becomes: value.to_string() })
     };
     WANTED.iter().filter_map(change).collect()
 }
 
 /// Reads a setting of this machine.
 pub(crate) fn read(key: &str) -> Option<String> {
-    std::fs::read_to_string(file_of(key))
-        .ok()
-        .map(|text| text.trim().to_owned())
+    std::fs::read_to_string(file_of(key)).ok().map(|text| text.trim().to_owned())
 }
 
 /// What was set for all labs of this machine together.
@@ -103,18 +100,9 @@ pub(crate) fn apply(record_path: &Path, boot: &str) -> Result<Vec<Change>, LabEr
     if changes.is_empty() {
         return Ok(changes);
     }
-    let known = load(record_path)
-        .filter(|record| record.boot == boot)
-        .map(|record| record.settings);
+    let known = load(record_path).filter(|record| record.boot == boot).map(|record| record.settings);
     let settings = merged(known.unwrap_or_default(), &changes);
-    save(
-        record_path,
-        &MachineRecord {
-            version: VERSION,
-            boot: boot.to_owned(),
-            settings,
-        },
-    )?;
+    save(record_path, &MachineRecord { version: VERSION, boot: boot.to_owned(), settings })?;
     for change in &changes {
         write(&change.key, &change.becomes)?;
     }
@@ -132,11 +120,9 @@ pub(crate) fn restore(record_path: &Path, boot: &str) -> Result<(), LabError> {
         }
     }
     match std::fs::remove_file(record_path) {
-        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => Err(LabError::File {
-            action: "remove",
-            path: record_path.to_owned(),
-            cause,
-        }),
+        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
+            Err(LabError::File { action: "remove", path: record_path.to_owned(), cause })
+        }
         _ => Ok(()),
     }
 }
@@ -160,11 +146,7 @@ fn to_restore<'a>(
     if record.boot != boot {
         return Vec::new();
     }
-    record
-        .settings
-        .iter()
-        .filter(|change| read(&change.key).as_ref() == Some(&change.becomes))
-        .collect()
+    record.settings.iter().filter(|change| read(&change.key).as_ref() == Some(&change.becomes)).collect()
 }
 
 fn load(path: &Path) -> Option<MachineRecord> {
@@ -183,13 +165,9 @@ fn save(path: &Path, record: &MachineRecord) -> Result<(), LabError> {
         file.write_all(text.as_bytes())?;
         file.sync_all()
     });
-    written
-        .and_then(|()| std::fs::rename(&beside, path))
-        .map_err(file_error("write", path))?;
+    written.and_then(|()| std::fs::rename(&beside, path)).map_err(file_error("write", path))?;
     let folder = path.parent().unwrap_or(path);
-    File::open(folder)
-        .and_then(|open| open.sync_all())
-        .map_err(file_error("sync", folder))
+    File::open(folder).and_then(|open| open.sync_all()).map_err(file_error("sync", folder))
 }
 
 fn write(key: &str, value: &str) -> Result<(), LabError> {
@@ -207,19 +185,13 @@ mod tests {
     use std::collections::BTreeMap;
 
     fn machine(values: &[(&str, &str)]) -> impl Fn(&str) -> Option<String> {
-        let values: BTreeMap<String, String> = values
-            .iter()
-            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-            .collect();
+        let values: BTreeMap<String, String> =
+            values.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         move |key| values.get(key).cloned()
     }
 
     fn change(key: &str, was: &str, becomes: &str) -> Change {
-        Change {
-            key: key.to_owned(),
-            was: was.to_owned(),
-            becomes: becomes.to_owned(),
-        }
+        Change { key: key.to_owned(), was: was.to_owned(), becomes: becomes.to_owned() }
     }
 
     #[test]
@@ -236,42 +208,18 @@ mod tests {
     fn what_was_before_the_first_lab_is_what_comes_back() {
         let first = vec![change("kernel.panic", "0", "10")];
         // Somebody set it to 5 between two labs.
-        let known = merged(
-            first,
-            &[
-                change("kernel.panic", "5", "10"),
-                change("vm.overcommit_memory", "0", "1"),
-            ],
-        );
-        assert_eq!(
-            known,
-            [
-                change("kernel.panic", "0", "10"),
-                change("vm.overcommit_memory", "0", "1")
-            ]
-        );
+        let known =
+            merged(first, &[change("kernel.panic", "5", "10"), change("vm.overcommit_memory", "0", "1")]);
+        assert_eq!(known, [change("kernel.panic", "0", "10"), change("vm.overcommit_memory", "0", "1")]);
     }
 
     #[test]
     fn a_setting_that_somebody_else_changed_is_left_alone() {
-        let settings = vec![
-            change("kernel.panic", "0", "10"),
-            change("net.ipv4.ip_forward", "0", "1"),
-        ];
-        let record = MachineRecord {
-            version: VERSION,
-            boot: "b1".to_owned(),
-            settings,
-        };
+        let settings = vec![change("kernel.panic", "0", "10"), change("net.ipv4.ip_forward", "0", "1")];
+        let record = MachineRecord { version: VERSION, boot: "b1".to_owned(), settings };
         let now = || machine(&[("kernel.panic", "30"), ("net.ipv4.ip_forward", "1")]);
-        assert_eq!(
-            to_restore(&record, "b1", now()),
-            [&change("net.ipv4.ip_forward", "0", "1")]
-        );
-        assert!(
-            to_restore(&record, "b2", now()).is_empty(),
-            "a reboot has put it back already"
-        );
+        assert_eq!(to_restore(&record, "b1", now()), [&change("net.ipv4.ip_forward", "0", "1")]);
+        assert!(to_restore(&record, "b2", now()).is_empty(), "a reboot has put it back already");
     }
 
     #[test]
@@ -286,11 +234,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("machine.json");
         let settings = vec![change("kernel.panic", "0", "10")];
-        let record = MachineRecord {
-            version: VERSION,
-            boot: "b1".to_owned(),
-            settings,
-        };
+        let record = MachineRecord { version: VERSION, boot: "b1".to_owned(), settings };
         save(&path, &record).unwrap();
         assert_eq!(load(&path), Some(record));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);

@@ -5,7 +5,7 @@
 
 use rackwright_wire::units::{Bytes, MilliCpu};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
@@ -34,9 +34,7 @@ impl FromStr for LabName {
     type Err = LabError;
 
     fn from_str(text: &str) -> Result<Self, LabError> {
-        let plain = text
-            .bytes()
-            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+        let plain = text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
         if plain && text.len() <= LAB_NAME_MAX && text.starts_with(|first: char| first.is_ascii_lowercase()) {
             return Ok(Self(text.to_owned()));
         }
@@ -98,9 +96,7 @@ impl Subnet {
 
 /// Network mask of a prefix of 16 to 29 bits.
 fn mask(prefix: u8) -> u32 {
-    u32::MAX
-        .checked_shl(u32::from(32_u8.saturating_sub(prefix)))
-        .unwrap_or(0)
+    u32::MAX.checked_shl(u32::from(32_u8.saturating_sub(prefix))).unwrap_or(0)
 }
 
 impl FromStr for Subnet {
@@ -164,10 +160,6 @@ pub struct LabSpec {
     pub name: LabName,
     /// Its address range.
     pub subnet: Subnet,
-    /// Debian packages in the base image beside those that every lab needs.
-    pub base_packages: Vec<String>,
-    /// Debian mirror for the base image; Debian's own where absent.
-    pub mirror: Option<String>,
     /// Its servers.
     pub servers: Vec<ServerSpec>,
 }
@@ -187,30 +179,18 @@ impl LabSpec {
         if self.servers.is_empty() {
             faults.push("the lab has no servers".to_owned());
         }
-        let mut names = BTreeMap::new();
+        let mut names = BTreeSet::new();
         let mut addresses = BTreeMap::new();
         for server in &self.servers {
             faults.extend(self.server_faults(server));
-            if names.insert(&server.name, ()).is_some() {
+            if !names.insert(&server.name) {
                 faults.push(format!("the name {} is given twice", server.name));
             }
             if let Some(other) = addresses.insert(server.address, &server.name) {
-                faults.push(format!(
-                    "{other} and {} have the same address {}",
-                    server.name, server.address
-                ));
+                faults.push(format!("{other} and {} have the same address {}", server.name, server.address));
             }
         }
-        for package in &self.base_packages {
-            if !is_package_name(package) {
-                faults.push(format!("{package:?} is not a Debian package's name"));
-            }
-        }
-        if faults.is_empty() {
-            Ok(())
-        } else {
-            Err(LabError::Spec { faults })
-        }
+        if faults.is_empty() { Ok(()) } else { Err(LabError::Spec { faults }) }
     }
 
     /// The server of that name.
@@ -218,28 +198,18 @@ impl LabSpec {
     /// # Errors
     /// [`LabError::NoServer`] with the names that exist.
     pub fn server(&self, name: &str) -> Result<&ServerSpec, LabError> {
-        self.servers
-            .iter()
-            .find(|server| server.name == name)
-            .ok_or_else(|| LabError::NoServer {
-                lab: self.name.to_string(),
-                server: name.to_owned(),
-                has: self
-                    .servers
-                    .iter()
-                    .map(|server| server.name.as_str())
-                    .collect::<Vec<_>>()
-                    .join(", "),
-            })
+        self.servers.iter().find(|server| server.name == name).ok_or_else(|| LabError::NoServer {
+            lab: self.name.to_string(),
+            server: name.to_owned(),
+            has: self.servers.iter().map(|server| server.name.as_str()).collect::<Vec<_>>().join(", "),
+        })
     }
 
     fn server_faults(&self, server: &ServerSpec) -> Vec<String> {
         let name = &server.name;
         let mut faults = Vec::new();
         if !is_host_name(name) {
-            faults.push(format!(
-                "{name:?} is not a host name of small letters, digits and inner hyphens"
-            ));
+            faults.push(format!("{name:?} is not a host name of small letters, digits and inner hyphens"));
         }
         if !self.subnet.is_for_servers(server.address) {
             faults.push(format!(
@@ -248,18 +218,10 @@ impl LabSpec {
             ));
         }
         if server.memory < Self::MEMORY_MIN {
-            faults.push(format!(
-                "{name}'s memory {} is under {}",
-                server.memory,
-                Self::MEMORY_MIN
-            ));
+            faults.push(format!("{name}'s memory {} is under {}", server.memory, Self::MEMORY_MIN));
         }
         if server.disk < Self::DISK_MIN {
-            faults.push(format!(
-                "{name}'s disk {} is under {}",
-                server.disk,
-                Self::DISK_MIN
-            ));
+            faults.push(format!("{name}'s disk {} is under {}", server.disk, Self::DISK_MIN));
         }
         if server.cpus.get() < 10 {
             faults.push(format!("{name}'s CPU limit {} is under 0.01", server.cpus));
@@ -269,16 +231,9 @@ impl LabSpec {
 }
 
 fn is_host_name(name: &str) -> bool {
-    let inner = name
-        .bytes()
-        .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    let inner = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
     let edges = name.starts_with(|first: char| first.is_ascii_lowercase()) && !name.ends_with('-');
     inner && edges && name.len() <= SERVER_NAME_MAX
-}
-
-fn is_package_name(name: &str) -> bool {
-    let known = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"+-.".contains(&byte);
-    name.len() >= 2 && name.bytes().all(known) && !name.starts_with(['+', '-', '.'])
 }
 
 /// A link's rate in bits a second. Text: `500kbit`, `100mbit`, `1gbit`.
@@ -287,6 +242,11 @@ fn is_package_name(name: &str) -> bool {
 pub struct Rate(u64);
 
 impl Rate {
+    /// A rate that the kernel tells in bytes a second.
+    pub(crate) fn of_bytes_per_s(bytes: u64) -> Self {
+        Self(bytes.saturating_mul(8))
+    }
+
     /// Bits a second.
     pub fn bits_per_s(self) -> u64 {
         self.0
@@ -305,18 +265,11 @@ impl FromStr for Rate {
     fn from_str(text: &str) -> Result<Self, LabError> {
         [("kbit", 1_000), ("mbit", 1_000_000), ("gbit", 1_000_000_000)]
             .into_iter()
-            .find_map(|(suffix, factor)| {
-                text.strip_suffix(suffix)?
-                    .parse::<u64>()
-                    .ok()?
-                    .checked_mul(factor)
-            })
+            .find_map(|(suffix, factor)| text.strip_suffix(suffix)?.parse::<u64>().ok()?.checked_mul(factor))
             .filter(|bits| *bits >= 8_000)
             .map(Self)
             .ok_or_else(|| LabError::Spec {
-                faults: vec![format!(
-                    "{text:?} is not a rate of at least 8kbit, such as 100mbit"
-                )],
+                faults: vec![format!("{text:?} is not a rate of at least 8kbit, such as 100mbit")],
             })
     }
 }
@@ -361,13 +314,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn lab(servers: Vec<ServerSpec>) -> LabSpec {
-        LabSpec {
-            name: "dev".parse().unwrap(),
-            subnet: "10.77.0.0/24".parse().unwrap(),
-            base_packages: vec![],
-            mirror: None,
-            servers,
-        }
+        LabSpec { name: "dev".parse().unwrap(), subnet: "10.77.0.0/24".parse().unwrap(), servers }
     }
 
     #[test]
@@ -391,9 +338,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_sound_lab_has_no_faults() {
-        lab(vec![server("control1", 11), server("ml-2", 254)])
-            .check()
-            .unwrap();
+        lab(vec![server("control1", 11), server("ml-2", 254)]).check().unwrap();
     }
 
     #[test]
@@ -401,10 +346,7 @@ pub(crate) mod tests {
         for bad in ["", "a-b", "A", "1a", "abcdefghijklm", "a b"] {
             assert!(bad.parse::<LabName>().is_err(), "{bad:?} was accepted");
         }
-        assert_eq!(
-            "abcdefghijkl".parse::<LabName>().unwrap().as_str(),
-            "abcdefghijkl"
-        );
+        assert_eq!("abcdefghijkl".parse::<LabName>().unwrap().as_str(), "abcdefghijkl");
     }
 
     #[test]

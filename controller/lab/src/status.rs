@@ -68,11 +68,7 @@ impl fmt::Display for ServerState {
 
 impl fmt::Display for LabStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rest = if self.complete {
-            ""
-        } else {
-            ", not whole: `lab up` clears it and starts anew"
-        };
+        let rest = if self.complete { "" } else { ", not whole: `lab up` clears it and starts anew" };
         writeln!(f, "lab {} on {}{rest}", self.name, self.subnet)?;
         write!(
             f,
@@ -81,12 +77,8 @@ impl fmt::Display for LabStatus {
         )?;
         for server in &self.servers {
             let pid = server.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
-            let used = server
-                .memory_used
-                .map_or_else(|| "-".to_owned(), |used| used.to_string());
-            let rate = server
-                .rate
-                .map_or_else(|| "-".to_owned(), |rate| rate.to_string());
+            let used = server.memory_used.map_or_else(|| "-".to_owned(), |used| used.to_string());
+            let rate = server.rate.map_or_else(|| "-".to_owned(), |rate| rate.to_string());
             write!(
                 f,
                 "\n{:<12} {:<8} {:<15} {:<8} {pid:>8} {used:>9} {:>9}  {rate}",

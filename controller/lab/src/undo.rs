@@ -6,6 +6,7 @@ use crate::mount;
 use crate::network;
 use crate::process;
 use crate::record::{Record, Thing};
+use crate::tool::Tools;
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -14,17 +15,22 @@ use std::path::Path;
 ///
 /// # Errors
 /// What could not be removed.
-pub(crate) async fn undo(record: &Record, hierarchies: &Hierarchies, boot: &str) -> Result<(), LabError> {
+pub(crate) async fn undo(
+    tools: &Tools,
+    record: &Record,
+    hierarchies: &Hierarchies,
+    boot: &str,
+) -> Result<(), LabError> {
     for (_, id) in &record.processes {
         process::kill(id, boot);
     }
     for thing in record.undo_order() {
-        remove(thing, hierarchies).await?;
+        remove(tools, thing, hierarchies).await?;
     }
     Ok(())
 }
 
-async fn remove(thing: &Thing, hierarchies: &Hierarchies) -> Result<(), LabError> {
+async fn remove(tools: &Tools, thing: &Thing, hierarchies: &Hierarchies) -> Result<(), LabError> {
     match thing {
         Thing::Group { name } => {
             hierarchies.kill(name).await?;
@@ -32,14 +38,14 @@ async fn remove(thing: &Thing, hierarchies: &Hierarchies) -> Result<(), LabError
         }
         Thing::Link { name } | Thing::Bridge { name } => {
             if network::is_link(name) {
-                network::remove_link(name).await
+                network::remove_link(tools, name).await
             } else {
                 Ok(())
             }
         }
         Thing::Mount { path } => mount::unmount(path).await,
-        Thing::Loop { file } => mount::free_loops(file).await,
-        Thing::Table { name } => network::remove_table(name).await,
+        Thing::Loop { file } => mount::free_loops(tools, file).await,
+        Thing::Table { name } => network::remove_table(tools, name).await,
         Thing::Folder { path } => remove_folder(path),
     }
 }
@@ -49,19 +55,10 @@ async fn remove(thing: &Thing, hierarchies: &Hierarchies) -> Result<(), LabError
 /// # Errors
 /// [`LabError::File`], also when something is still mounted below.
 pub(crate) fn remove_folder(folder: &Path) -> Result<(), LabError> {
-    let failed = |cause| LabError::File {
-        action: "remove",
-        path: folder.to_owned(),
-        cause,
-    };
-    if let Some(inner) = mount::all()?
-        .into_iter()
-        .find(|mount| mount.path.starts_with(folder))
-    {
-        let cause = std::io::Error::new(
-            ErrorKind::ResourceBusy,
-            format!("{} is a mount", inner.path.display()),
-        );
+    let failed = |cause| LabError::File { action: "remove", path: folder.to_owned(), cause };
+    if let Some(inner) = mount::all()?.into_iter().find(|mount| mount.path.starts_with(folder)) {
+        let cause =
+            std::io::Error::new(ErrorKind::ResourceBusy, format!("{} is a mount", inner.path.display()));
         return Err(failed(cause));
     }
     match std::fs::remove_dir_all(folder) {
