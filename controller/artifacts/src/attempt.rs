@@ -46,10 +46,7 @@ impl<'a> Attempt<'a> {
         {
             match self.try_release(official, releases).await {
                 Ok(source) => {
-                    return Ok(Made {
-                        source,
-                        bundled: false,
-                    });
+                    return Ok(Made { source, bundled: false });
                 }
                 Err(error) => self.failed("official release", &error, &mut tried),
             }
@@ -58,19 +55,13 @@ impl<'a> Attempt<'a> {
             (Some(module), _, _) => ("module build", self.try_module(module).await),
             (None, Some(wanted), _) => {
                 let folder = self.file.with_extension("deb");
-                (
-                    "Debian package",
-                    debian::unpack(wanted, &folder, self.file, self.start("unpack")).await,
-                )
+                ("Debian package", debian::unpack(wanted, &folder, self.file, self.start("unpack")).await)
             }
             (None, None, Some(image)) => ("image", self.try_image(image).await),
             (None, None, None) => return Err(self.no_source(tried)),
         };
         match made {
-            (_, Ok(source)) => Ok(Made {
-                source,
-                bundled: false,
-            }),
+            (_, Ok(source)) => Ok(Made { source, bundled: false }),
             (name, Err(error)) => {
                 tried.push((name, chain(&error)));
                 Err(self.no_source(tried))
@@ -79,55 +70,29 @@ impl<'a> Attempt<'a> {
     }
 
     fn no_source(&self, tried: Vec<(&'static str, String)>) -> Error {
-        Error::NoSource {
-            name: self.artifact.name.clone(),
-            version: self.artifact.version.clone(),
-            tried,
-        }
+        Error::NoSource { name: self.artifact.name.clone(), version: self.artifact.version.clone(), tried }
     }
 
     fn failed(&self, source: &'static str, error: &SourceError, tried: &mut Vec<(&'static str, String)>) {
         let reason = chain(error);
-        self.progress.event(&Event::Fallback {
-            name: &self.artifact.name,
-            source,
-            reason: &reason,
-        });
+        self.progress.event(&Event::Fallback { name: &self.artifact.name, source, reason: &reason });
         tried.push((source, reason));
     }
 
     fn start(&self, how: &'static str) -> Watch<'a> {
-        let usually = if how == "download" {
-            Duration::from_secs(10)
-        } else {
-            self.artifact.usually
-        };
-        self.progress.event(&Event::Start {
-            name: &self.artifact.name,
-            how,
-            usually,
-        });
-        Watch {
-            name: &self.artifact.name,
-            usually,
-            progress: self.progress,
-        }
+        let usually = if how == "download" { Duration::from_secs(10) } else { self.artifact.usually };
+        self.progress.event(&Event::Start { name: &self.artifact.name, how, usually });
+        Watch { name: &self.artifact.name, usually, progress: self.progress }
     }
 
     fn try_bundle(&self, bundle: &Bundle) -> Result<Made, SourceError> {
         let Some(record) = bundle.record(&self.artifact.name, self.inputs) else {
             let member = format!("{} {} of this lock", self.artifact.name, self.artifact.version);
-            return Err(SourceError::NoMember {
-                member,
-                container: "the bundle".to_owned(),
-            });
+            return Err(SourceError::NoMember { member, container: "the bundle".to_owned() });
         };
         self.check_pin(record)?;
         bundle.extract(&record.sha256, self.file)?;
-        Ok(Made {
-            source: record.source.clone(),
-            bundled: true,
-        })
+        Ok(Made { source: record.source.clone(), bundled: true })
     }
 
     /// A bundle cannot bring other bytes than the lock pins.
@@ -153,25 +118,16 @@ impl<'a> Attempt<'a> {
         let watch = self.start("download");
         let Some(member) = &official.member else {
             releases.download(official, self.file, watch).await?;
-            return Ok(Source::Official {
-                url: official.url.clone(),
-                sha256: official.sha256.clone(),
-            });
+            return Ok(Source::Official { url: official.url.clone(), sha256: official.sha256.clone() });
         };
         // Several artifacts come out of one archive: it is downloaded once a run.
-        let archive = self
-            .artifacts
-            .cache
-            .tmp(self.guard, &format!("{}.download", official.sha256));
+        let archive = self.artifacts.cache.tmp(self.guard, &format!("{}.download", official.sha256));
         let there = hash::hex_of_file(&archive).is_ok_and(|(got, _)| got == official.sha256);
         if !there {
             releases.download(official, &archive, watch).await?;
         }
         release::extract(&archive, member, self.file, watch).await?;
-        Ok(Source::Official {
-            url: official.url.clone(),
-            sha256: official.sha256.clone(),
-        })
+        Ok(Source::Official { url: official.url.clone(), sha256: official.sha256.clone() })
     }
 
     async fn try_module(&self, module: &Module) -> Result<Source, SourceError> {
@@ -184,30 +140,14 @@ impl<'a> Attempt<'a> {
         };
         let work = self.artifacts.cache.work(&module.set);
         let (root, toolchain) = (self.artifacts.root.as_path(), lock.toolchain.as_str());
-        let build = module::Build {
-            module,
-            set,
-            root,
-            toolchain,
-            work: &work,
-        };
+        let build = module::Build { module, set, root, toolchain, work: &work };
         module::build(&build, self.file, self.start("build")).await
     }
 
     async fn try_image(&self, wanted: &Image) -> Result<Source, SourceError> {
         let watch = self.start("make");
-        let inner = wanted
-            .busybox
-            .as_deref()
-            .and_then(|name| self.artifacts.lock.artifact(name));
+        let inner = wanted.busybox.as_deref().and_then(|name| self.artifacts.lock.artifact(name));
         let inner = inner.and_then(|artifact| self.artifacts.hit(artifact).ok());
-        image::make(
-            wanted,
-            inner.as_ref(),
-            &self.file.with_extension("image"),
-            self.file,
-            watch,
-        )
-        .await
+        image::make(wanted, inner.as_ref(), &self.file.with_extension("image"), self.file, watch).await
     }
 }

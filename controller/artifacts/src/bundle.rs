@@ -24,15 +24,10 @@ impl Bundle {
     /// Opens a bundle and reads its index.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, Error> {
         let path = path.into();
-        let wrong = |problem: &str| Error::Bundle {
-            path: path.clone(),
-            problem: problem.to_owned(),
-        };
+        let wrong = |problem: &str| Error::Bundle { path: path.clone(), problem: problem.to_owned() };
         let mut archive = Archive::new(File::open(&path).doing("open the bundle", &path)?);
         let first = archive.entries().doing("read the bundle", &path)?.next();
-        let mut first = first
-            .and_then(Result::ok)
-            .ok_or_else(|| wrong("it is no tar file"))?;
+        let mut first = first.and_then(Result::ok).ok_or_else(|| wrong("it is no tar file"))?;
         if first.path().map_or(true, |name| name != Path::new("index.toml")) {
             return Err(wrong(
                 "it does not start with index.toml; `rackwright artifacts bundle` makes bundles",
@@ -41,10 +36,7 @@ impl Bundle {
         let mut text = String::new();
         first.read_to_string(&mut text).doing("read the bundle", &path)?;
         let index = parse_index(&text, &path)?;
-        Ok(Self {
-            path,
-            records: index.resolved,
-        })
+        Ok(Self { path, records: index.resolved })
     }
 
     /// Names of what is in it.
@@ -53,9 +45,7 @@ impl Bundle {
     }
 
     pub(crate) fn record(&self, name: &str, inputs: &str) -> Option<&Record> {
-        self.records
-            .iter()
-            .find(|record| record.name == name && record.inputs == inputs)
+        self.records.iter().find(|record| record.name == name && record.inputs == inputs)
     }
 
     /// Takes one file out, hashing it. Blocks.
@@ -64,10 +54,7 @@ impl Bundle {
         let input = File::open(&self.path).source_doing("open the bundle", &self.path)?;
         let mut archive = Archive::new(input);
         let wanted = format!("sha256/{sha256}");
-        for entry in archive
-            .entries_with_seek()
-            .source_doing("read the bundle", &self.path)?
-        {
+        for entry in archive.entries_with_seek().source_doing("read the bundle", &self.path)? {
             let mut entry = entry.source_doing("read the bundle", &self.path)?;
             if entry.path().map_or(true, |name| name != Path::new(&wanted)) {
                 continue;
@@ -78,25 +65,15 @@ impl Bundle {
                 return Ok(());
             }
             let what = format!("{wanted} of {}", container());
-            return Err(SourceError::WrongHash {
-                what,
-                expected: sha256.to_owned(),
-                got,
-            });
+            return Err(SourceError::WrongHash { what, expected: sha256.to_owned(), got });
         }
-        Err(SourceError::NoMember {
-            member: wanted,
-            container: container(),
-        })
+        Err(SourceError::NoMember { member: wanted, container: container() })
     }
 }
 
 /// Writes a bundle of cached artifacts; `wanted` are names with their inputs. Blocks.
 pub(crate) fn write(cache: &Cache, wanted: &[(String, String)], path: &Path) -> Result<u64, Error> {
-    let mut index = Index {
-        version: INDEX_VERSION,
-        resolved: Vec::new(),
-    };
+    let mut index = Index { version: INDEX_VERSION, resolved: Vec::new() };
     for (name, inputs) in wanted {
         index.resolved.extend(cache.record(name, inputs)?);
     }
@@ -112,11 +89,7 @@ pub(crate) fn write(cache: &Cache, wanted: &[(String, String)], path: &Path) -> 
             text.as_bytes(),
         )?;
         let mut done = std::collections::BTreeSet::new();
-        for record in index
-            .resolved
-            .iter()
-            .filter(|record| done.insert(record.sha256.clone()))
-        {
+        for record in index.resolved.iter().filter(|record| done.insert(record.sha256.clone())) {
             let mut header = header(EntryType::Regular, 0o444, record.size_bytes);
             let file = File::open(cache.path(&record.sha256))?;
             tar.append_data(&mut header, format!("sha256/{}", record.sha256), file)?;

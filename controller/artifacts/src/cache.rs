@@ -67,14 +67,9 @@ impl Cache {
 
     /// `$XDG_CACHE_HOME/rackwright/artifacts`, or the same below `~/.cache`.
     pub fn default_dir() -> PathBuf {
-        let set = |name| {
-            std::env::var_os(name)
-                .filter(|value| !value.is_empty())
-                .map(PathBuf::from)
-        };
+        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let base = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
-        base.unwrap_or_else(|| PathBuf::from("/var/cache"))
-            .join("rackwright/artifacts")
+        base.unwrap_or_else(|| PathBuf::from("/var/cache")).join("rackwright/artifacts")
     }
 
     /// Its folder.
@@ -106,12 +101,7 @@ impl Cache {
 
     fn lock_file(&self) -> Result<File, Error> {
         let path = self.dir.join("lock");
-        File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .doing("open", path)
+        File::options().create(true).truncate(false).write(true).open(&path).doing("open", path)
     }
 
     /// Whatever lies in `tmp` was left by a run that died.
@@ -119,11 +109,7 @@ impl Cache {
         let tmp = self.dir.join("tmp");
         for entry in fs::read_dir(&tmp).doing("read the folder", &tmp)?.flatten() {
             let path = entry.path();
-            let removed = if path.is_dir() {
-                fs::remove_dir_all(&path)
-            } else {
-                fs::remove_file(&path)
-            };
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             removed.doing("remove", path)?;
         }
         Ok(Guard { _file: file })
@@ -142,10 +128,7 @@ impl Cache {
     /// Looks a lock entry up.
     pub fn lookup(&self, name: &str, inputs: &str) -> Result<Lookup, Error> {
         let index = self.index()?;
-        let found = index
-            .resolved
-            .into_iter()
-            .find(|record| record.name == name && record.inputs == inputs);
+        let found = index.resolved.into_iter().find(|record| record.name == name && record.inputs == inputs);
         match found {
             None => Ok(Lookup::Missing),
             Some(record) => self.state(&record, false),
@@ -155,11 +138,7 @@ impl Cache {
     /// Hashes every file that the index names.
     pub fn verify(&self) -> Result<Vec<(String, Lookup)>, Error> {
         let index = self.index()?;
-        index
-            .resolved
-            .iter()
-            .map(|record| Ok((record.name.clone(), self.state(record, true)?)))
-            .collect()
+        index.resolved.iter().map(|record| Ok((record.name.clone(), self.state(record, true)?))).collect()
     }
 
     fn state(&self, record: &Record, always_hash: bool) -> Result<Lookup, Error> {
@@ -183,38 +162,26 @@ impl Cache {
     pub(crate) fn insert(&self, _guard: &Guard, file: &Path, mut record: Record) -> Result<Resolved, Error> {
         let (sha256, size_bytes) = hash::hex_of_file(file).doing("read", file)?;
         let path = self.path(&sha256);
-        File::open(file)
-            .and_then(|file| file.sync_all())
-            .doing("write to disk", file)?;
+        File::open(file).and_then(|file| file.sync_all()).doing("write to disk", file)?;
         fs::set_permissions(file, Permissions::from_mode(0o555)).doing("set the mode of", file)?;
         fs::rename(file, &path).doing("rename to", &path)?;
         let folder = self.dir.join("sha256");
-        File::open(&folder)
-            .and_then(|folder| folder.sync_all())
-            .doing("write to disk", folder)?;
+        File::open(&folder).and_then(|folder| folder.sync_all()).doing("write to disk", folder)?;
         record.hashed_mtime_ns = mtime_ns(&fs::metadata(&path).doing("read", &path)?);
         record.sha256 = sha256;
         record.size_bytes = size_bytes;
         let resolved = record.at(path);
         let mut index = self.index()?;
-        index
-            .resolved
-            .retain(|old| old.name != record.name || old.inputs != record.inputs);
+        index.resolved.retain(|old| old.name != record.name || old.inputs != record.inputs);
         index.resolved.push(record);
-        index
-            .resolved
-            .sort_by(|a, b| (&a.name, &a.inputs).cmp(&(&b.name, &b.inputs)));
+        index.resolved.sort_by(|a, b| (&a.name, &a.inputs).cmp(&(&b.name, &b.inputs)));
         self.write_index(&index)?;
         Ok(resolved)
     }
 
     /// The record of a lock entry, for a bundle.
     pub(crate) fn record(&self, name: &str, inputs: &str) -> Result<Option<Record>, Error> {
-        Ok(self
-            .index()?
-            .resolved
-            .into_iter()
-            .find(|record| record.name == name && record.inputs == inputs))
+        Ok(self.index()?.resolved.into_iter().find(|record| record.name == name && record.inputs == inputs))
     }
 
     fn index(&self) -> Result<Index, Error> {
@@ -222,10 +189,7 @@ impl Cache {
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(cause) if cause.kind() == ErrorKind::NotFound => {
-                return Ok(Index {
-                    version: INDEX_VERSION,
-                    resolved: Vec::new(),
-                });
+                return Ok(Index { version: INDEX_VERSION, resolved: Vec::new() });
             }
             Err(cause) => return Err(cause).doing("read", path),
         };
@@ -251,22 +215,15 @@ impl Cache {
 
 /// Parses an index, the cache's or a bundle's.
 pub(crate) fn parse_index(text: &str, path: &Path) -> Result<Index, Error> {
-    let index: Index = toml::from_str(text).map_err(|source| Error::Index {
-        path: path.to_owned(),
-        source: Box::new(source),
-    })?;
+    let index: Index = toml::from_str(text)
+        .map_err(|source| Error::Index { path: path.to_owned(), source: Box::new(source) })?;
     if index.version == INDEX_VERSION {
         Ok(index)
     } else {
-        Err(Error::IndexVersion {
-            path: path.to_owned(),
-            version: index.version,
-        })
+        Err(Error::IndexVersion { path: path.to_owned(), version: index.version })
     }
 }
 
 fn mtime_ns(meta: &fs::Metadata) -> i64 {
-    meta.mtime()
-        .saturating_mul(1_000_000_000)
-        .saturating_add(meta.mtime_nsec())
+    meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec())
 }

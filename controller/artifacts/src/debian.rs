@@ -25,10 +25,7 @@ pub(crate) async fn unpack(
         }
         // A fresh machine has no package lists yet, and old lists name packages that are gone.
         let text = "refreshing apt's package lists";
-        watch.progress.event(&Event::Detail {
-            name: watch.name,
-            text,
-        });
+        watch.progress.event(&Event::Detail { name: watch.name, text });
         let mut update = Command::new("apt-get");
         update.args(["-q", "update"]);
         tool::run(update, HELP, watch).await?;
@@ -51,29 +48,23 @@ pub(crate) async fn unpack(
         });
     }
     std::fs::rename(&member, file).source_doing("take", member)?;
-    Ok(Source::Debian {
-        package: wanted.package.clone(),
-        version,
-        sha256,
-    })
+    Ok(Source::Debian { package: wanted.package.clone(), version, sha256 })
 }
 
 async fn download(package: &str, folder: &Path, watch: Watch<'_>) -> Result<(), SourceError> {
     let mut command = Command::new("apt-get");
     // Without a sandbox user: `_apt` could not write below a private cache folder, and warns about it.
-    command
-        .current_dir(folder)
-        .args(["-q", "-o", "APT::Sandbox::User=root", "download", package]);
+    command.current_dir(folder).args(["-q", "-o", "APT::Sandbox::User=root", "download", package]);
     tool::run(command, HELP, watch).await.map(|_| ())
 }
 
 fn downloaded(folder: &Path, package: &str) -> Result<PathBuf, SourceError> {
     let entries = std::fs::read_dir(folder).source_doing("read the folder", folder)?;
     let mut paths = entries.flatten().map(|entry| entry.path());
-    paths
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .ok_or_else(|| SourceError::NoMember {
+    paths.find(|path| path.extension().is_some_and(|extension| extension == "deb")).ok_or_else(|| {
+        SourceError::NoMember {
             member: format!("{package}_*.deb"),
             container: "what apt-get downloaded".to_owned(),
-        })
+        }
+    })
 }

@@ -31,18 +31,10 @@ impl Artifacts {
     /// Reads a lockfile and opens the cache in that folder.
     pub fn load_into(lock: &Path, cache: impl Into<PathBuf>) -> Result<Self, Error> {
         let text = std::fs::read_to_string(lock).doing("read the artifact lock", lock)?;
-        let parsed = Lock::parse(&text).map_err(|findings| Error::Lock {
-            path: lock.to_owned(),
-            findings,
-        })?;
+        let parsed =
+            Lock::parse(&text).map_err(|findings| Error::Lock { path: lock.to_owned(), findings })?;
         let root = lock.parent().unwrap_or(Path::new("")).to_owned();
-        Ok(Self {
-            lock: parsed,
-            root,
-            cache: Cache::open(cache)?,
-            bundle: None,
-            official: true,
-        })
+        Ok(Self { lock: parsed, root, cache: Cache::open(cache)?, bundle: None, official: true })
     }
 
     /// Takes what the cache lacks from an offline bundle first.
@@ -72,25 +64,17 @@ impl Artifacts {
     /// What the cache has for a name of the lock.
     pub fn lookup(&self, name: &str) -> Result<Lookup, Error> {
         let artifact = self.find(&[name])?;
-        artifact.first().map_or(Ok(Lookup::Missing), |artifact| {
-            self.cache.lookup(name, &self.lock.inputs(artifact))
-        })
+        artifact
+            .first()
+            .map_or(Ok(Lookup::Missing), |artifact| self.cache.lookup(name, &self.lock.inputs(artifact)))
     }
 
     /// Debian packages that this machine needs, and lacks, to have these artifacts.
     pub fn missing_packages(&self, names: &[&str]) -> Result<Vec<&'static str>, Error> {
-        let debian = |artifact: &&Artifact| {
-            artifact
-                .image
-                .as_ref()
-                .is_some_and(|image| image.debian.is_some())
-        };
+        let debian =
+            |artifact: &&Artifact| artifact.image.as_ref().is_some_and(|image| image.debian.is_some());
         let needs = self.find(names)?.iter().any(debian);
-        Ok(if needs && !Path::new("/usr/bin/mmdebstrap").exists() {
-            vec!["mmdebstrap"]
-        } else {
-            Vec::new()
-        })
+        Ok(if needs && !Path::new("/usr/bin/mmdebstrap").exists() { vec!["mmdebstrap"] } else { Vec::new() })
     }
 
     /// Has these artifacts in the cache and says where they lie, in the order of the names. What is missing is had
@@ -123,28 +107,13 @@ impl Artifacts {
     }
 
     fn find(&self, names: &[&str]) -> Result<Vec<&Artifact>, Error> {
-        let found: Vec<_> = names
-            .iter()
-            .map(|name| self.lock.artifact(name).ok_or(*name))
-            .collect();
-        let unknown: Vec<String> = found
-            .iter()
-            .filter_map(|found| found.err())
-            .map(str::to_owned)
-            .collect();
+        let found: Vec<_> = names.iter().map(|name| self.lock.artifact(name).ok_or(*name)).collect();
+        let unknown: Vec<String> = found.iter().filter_map(|found| found.err()).map(str::to_owned).collect();
         if unknown.is_empty() {
             return Ok(found.into_iter().flatten().collect());
         }
-        let known: Vec<&str> = self
-            .lock
-            .artifacts
-            .iter()
-            .map(|artifact| artifact.name.as_str())
-            .collect();
-        Err(Error::Unknown {
-            names: unknown,
-            known: known.join(", "),
-        })
+        let known: Vec<&str> = self.lock.artifacts.iter().map(|artifact| artifact.name.as_str()).collect();
+        Err(Error::Unknown { names: unknown, known: known.join(", ") })
     }
 
     fn is_hit(&self, artifact: &Artifact) -> bool {
@@ -168,9 +137,7 @@ impl Artifacts {
         }
         progress.event(&Event::Waiting);
         let cache = self.cache.clone();
-        tokio::task::spawn_blocking(move || cache.lock())
-            .await
-            .unwrap_or(Err(Error::Cancelled))
+        tokio::task::spawn_blocking(move || cache.lock()).await.unwrap_or(Err(Error::Cancelled))
     }
 
     async fn fetch_missing(
@@ -181,9 +148,7 @@ impl Artifacts {
     ) -> Result<(), Error> {
         let mut missing: Vec<&Artifact> = Vec::new();
         // What is inside an image comes before the image.
-        let inner = wanted
-            .iter()
-            .filter_map(|artifact| artifact.image.as_ref()?.busybox.as_deref());
+        let inner = wanted.iter().filter_map(|artifact| artifact.image.as_ref()?.busybox.as_deref());
         let inner = inner.filter_map(|name| self.lock.artifact(name));
         for artifact in inner.chain(wanted.iter().copied()) {
             if missing.iter().all(|known| known.name != artifact.name) && !self.is_hit(artifact) {
@@ -194,20 +159,12 @@ impl Artifacts {
             return Ok(());
         }
         let usually = missing.iter().map(|artifact| artifact.usually).sum();
-        progress.event(&Event::Plan {
-            missing: missing.len(),
-            usually,
-        });
+        progress.event(&Event::Plan { missing: missing.len(), usually });
         let releases = Releases::new();
         for artifact in missing {
             let started = Instant::now();
-            let resolved = self
-                .fetch(artifact, releases.as_ref().ok(), guard, progress)
-                .await?;
-            progress.event(&Event::Done {
-                resolved: &resolved,
-                took: started.elapsed(),
-            });
+            let resolved = self.fetch(artifact, releases.as_ref().ok(), guard, progress).await?;
+            progress.event(&Event::Done { resolved: &resolved, took: started.elapsed() });
         }
         Ok(())
     }
@@ -225,14 +182,7 @@ impl Artifacts {
             std::fs::remove_file(&path).doing("remove", path)?;
         }
         let file = self.cache.tmp(guard, &artifact.name);
-        let attempt = Attempt {
-            artifacts: self,
-            artifact,
-            inputs: &inputs,
-            guard,
-            progress,
-            file: &file,
-        };
+        let attempt = Attempt { artifacts: self, artifact, inputs: &inputs, guard, progress, file: &file };
         let made = attempt.first_source(releases).await?;
         let record = Record {
             name: artifact.name.clone(),

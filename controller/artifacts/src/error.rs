@@ -171,12 +171,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 }
 
 fn list(tried: &[(&'static str, String)]) -> String {
-    indented(
-        tried
-            .iter()
-            .map(|(source, reason)| format!("{source}: failed to {reason}")),
-        2,
-    )
+    indented(tried.iter().map(|(source, reason)| format!("{source}: failed to {reason}")), 2)
 }
 
 /// Lines, each on a line of its own after what stands before.
@@ -200,18 +195,10 @@ pub(crate) trait Doing<T> {
 
 impl<T> Doing<T> for io::Result<T> {
     fn doing(self, doing: &'static str, path: impl Into<PathBuf>) -> Result<T, Error> {
-        self.map_err(|source| Error::Io {
-            doing,
-            path: path.into(),
-            source,
-        })
+        self.map_err(|source| Error::Io { doing, path: path.into(), source })
     }
 
     fn source_doing(self, doing: &'static str, path: impl Into<PathBuf>) -> Result<T, SourceError> {
-        self.map_err(|source| SourceError::Io {
-            doing,
-            path: path.into(),
-            source,
-        })
+        self.map_err(|source| SourceError::Io { doing, path: path.into(), source })
     }
 }

@@ -35,16 +35,9 @@ impl fmt::Display for Findings {
 
 /// Checks a lockfile that follows the grammar.
 pub(crate) fn check(text: &str, raw: &RawLock) -> Result<(), Findings> {
-    let mut check = Check {
-        text,
-        findings: Vec::new(),
-    };
+    let mut check = Check { text, findings: Vec::new() };
     check.run(raw);
-    if check.findings.is_empty() {
-        Ok(())
-    } else {
-        Err(Findings(check.findings))
-    }
+    if check.findings.is_empty() { Ok(()) } else { Err(Findings(check.findings)) }
 }
 
 /// Collects what is wrong beyond the grammar.
@@ -68,11 +61,8 @@ impl Check<'_> {
         for set in &raw.modules {
             self.module_set(set, &mut sets);
         }
-        let known: BTreeSet<&str> = raw
-            .artifact
-            .iter()
-            .map(|artifact| artifact.name.get_ref().as_str())
-            .collect();
+        let known: BTreeSet<&str> =
+            raw.artifact.iter().map(|artifact| artifact.name.get_ref().as_str()).collect();
         let mut seen = BTreeSet::new();
         for artifact in &raw.artifact {
             let name = artifact.name.get_ref();
@@ -91,18 +81,10 @@ impl Check<'_> {
         let at = set.span().start;
         let set = set.get_ref();
         if !sets.insert(&set.name) {
-            self.find(
-                at,
-                format!("module set '{}' stands twice", set.name),
-                "remove one of them",
-            );
+            self.find(at, format!("module set '{}' stands twice", set.name), "remove one of them");
         }
         if set.go_mod.starts_with('/') || set.go_mod.split('/').any(|part| part == "..") {
-            self.find(
-                at,
-                format!("go_mod '{}' leaves the lockfile's folder", set.go_mod),
-                "a path below it",
-            );
+            self.find(at, format!("go_mod '{}' leaves the lockfile's folder", set.go_mod), "a path below it");
         }
         self.sha256(at, "go_sum_sha256", &set.go_sum_sha256);
     }
@@ -112,11 +94,7 @@ impl Check<'_> {
         let name = raw.name.get_ref();
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if name.is_empty() || !name.chars().all(plain) {
-            self.find(
-                at,
-                format!("'{name}' is no artifact name"),
-                "lower-case letters, digits and dashes",
-            );
+            self.find(at, format!("'{name}' is no artifact name"), "lower-case letters, digits and dashes");
         }
         if raw.official.is_none() && raw.module.is_none() && raw.debian.is_none() && raw.image.is_none() {
             let hint = "add [artifact.official], [artifact.module], [artifact.debian] or [artifact.image]";
@@ -127,22 +105,14 @@ impl Check<'_> {
             let official = official.get_ref();
             self.sha256(at, "sha256", &official.sha256);
             if !official.url.starts_with("https://") && !official.url.starts_with("http://") {
-                self.find(
-                    at,
-                    format!("'{}' is no http address", official.url),
-                    "such as https://…",
-                );
+                self.find(at, format!("'{}' is no http address", official.url), "such as https://…");
             }
         }
         if let Some(module) = &raw.module {
             let at = module.span().start;
             let module = module.get_ref();
             if !sets.contains(module.set.as_str()) {
-                self.find(
-                    at,
-                    format!("module set '{}' does not exist", module.set),
-                    "add it as [[modules]]",
-                );
+                self.find(at, format!("module set '{}' does not exist", module.set), "add it as [[modules]]");
             }
             for (toolchain, sha256) in &module.sha256 {
                 self.sha256(at, toolchain, sha256);
@@ -162,11 +132,7 @@ impl Check<'_> {
                 self.find(at, text, "either busybox = \"…\" or [artifact.image.debian]");
             }
             (Some(name), None) if !known.contains(name.as_str()) => {
-                self.find(
-                    at,
-                    format!("artifact '{name}' does not exist"),
-                    "name the static busybox's entry",
-                );
+                self.find(at, format!("artifact '{name}' does not exist"), "name the static busybox's entry");
             }
             (Some(_), None) | (None, Some(_)) => {}
         }
@@ -175,30 +141,18 @@ impl Check<'_> {
             .split_once(':')
             .is_some_and(|(user, group)| user.parse::<u32>().is_ok() && group.parse::<u32>().is_ok());
         if !numeric {
-            self.find(
-                at,
-                format!("user '{}' is not uid:gid", image.user),
-                "such as \"65534:65534\"",
-            );
+            self.find(at, format!("user '{}' is not uid:gid", image.user), "such as \"65534:65534\"");
         }
     }
 
     fn sha256(&mut self, at: usize, key: &str, value: &str) {
         if !hash::is_sha256(value) {
-            self.find(
-                at,
-                format!("{key} '{value}' is no sha256"),
-                "64 lower-case hex digits",
-            );
+            self.find(at, format!("{key} '{value}' is no sha256"), "64 lower-case hex digits");
         }
     }
 
     fn find(&mut self, offset: usize, text: String, hint: impl Into<String>) {
-        self.findings.push(Finding {
-            line: line_at(self.text, offset),
-            text,
-            hint: hint.into(),
-        });
+        self.findings.push(Finding { line: line_at(self.text, offset), text, hint: hint.into() });
     }
 }
 

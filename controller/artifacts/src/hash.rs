@@ -12,20 +12,14 @@ pub(crate) fn hex_of(bytes: &[u8]) -> String {
 /// SHA-256 of a file, as hex, and its size in bytes.
 pub(crate) fn hex_of_file(path: &Path) -> io::Result<(String, u64)> {
     let mut sink = HashingWriter::new(io::sink());
-    io::copy(
-        &mut io::BufReader::with_capacity(1 << 20, std::fs::File::open(path)?),
-        &mut sink,
-    )?;
+    io::copy(&mut io::BufReader::with_capacity(1 << 20, std::fs::File::open(path)?), &mut sink)?;
     let (_, sha256, size) = sink.finish();
     Ok((sha256, size))
 }
 
 /// Whether this is a sha256 as we write it: 64 lower-case hex digits.
 pub(crate) fn is_sha256(text: &str) -> bool {
-    text.len() == 64
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
 /// Hashes what passes through it.
@@ -37,11 +31,7 @@ pub(crate) struct HashingWriter<W> {
 
 impl<W: Write> HashingWriter<W> {
     pub(crate) fn new(inner: W) -> Self {
-        Self {
-            inner,
-            hasher: Sha256::new(),
-            bytes: 0,
-        }
+        Self { inner, hasher: Sha256::new(), bytes: 0 }
     }
 
     /// The writer below, the sha256 of everything written, and how many bytes that was.

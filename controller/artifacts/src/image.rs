@@ -32,10 +32,7 @@ pub(crate) async fn make(
             });
         }
     };
-    let source = Source::Image {
-        layer_sha256: layer.sha256.clone(),
-        contents: layer.contents.clone(),
-    };
+    let source = Source::Image { layer_sha256: layer.sha256.clone(), contents: layer.contents.clone() };
     let (image, archive) = (image.clone(), file.to_owned());
     blocking(move || oci::write(&image, &layer, &layer_file, &archive)).await?;
     Ok(source)
@@ -45,13 +42,10 @@ async fn busybox_layer(busybox: &Resolved, layer: PathBuf, watch: Watch<'_>) -> 
     let mut list = Command::new(&busybox.path);
     // The file is called by its hash, and busybox goes by its name.
     list.arg0("busybox").arg("--list");
-    let applets = tool::run(list, "fetch the artifact busybox again", watch).await?;
+    let applets = tool::run(list, "fetch the artifact busybox-static again", watch).await?;
     let binary = busybox.path.clone();
     let mut layer = blocking(move || layer::busybox(&binary, &applets, &layer)).await?;
-    layer.contents = vec![format!(
-        "{} {} sha256:{}",
-        busybox.name, busybox.version, busybox.sha256
-    )];
+    layer.contents = vec![format!("{} {} sha256:{}", busybox.name, busybox.version, busybox.sha256)];
     Ok(layer)
 }
 
@@ -64,13 +58,8 @@ async fn debian_layer(
     let tarball = folder.join("debian.tar");
     let mut command = Command::new("mmdebstrap");
     command.env("SOURCE_DATE_EPOCH", debian.source_date_epoch.to_string());
-    command
-        .arg("--variant=minbase")
-        .arg(format!("--include={}", debian.packages.join(",")));
-    command
-        .arg("--aptopt=Acquire::Languages \"none\"")
-        .arg(&debian.suite)
-        .arg(&tarball);
+    command.arg("--variant=minbase").arg(format!("--include={}", debian.packages.join(",")));
+    command.arg("--aptopt=Acquire::Languages \"none\"").arg(&debian.suite).arg(&tarball);
     tool::run(command, HELP, watch).await?;
     blocking(move || layer::debian(&tarball, &layer)).await
 }
@@ -78,7 +67,5 @@ async fn debian_layer(
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, SourceError> + Send + 'static,
 ) -> Result<T, SourceError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or(Err(SourceError::Cancelled))
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(SourceError::Cancelled))
 }

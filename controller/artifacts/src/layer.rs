@@ -41,20 +41,12 @@ pub(crate) fn busybox(binary: &Path, applets: &str, layer: &Path) -> Result<Laye
     let mut tar = Builder::new(out);
     let written = write_busybox(&mut tar, &read, applets).and_then(|()| finish(tar));
     let (sha256, size_bytes) = written.source_doing("write", layer)?;
-    Ok(Layer {
-        sha256,
-        size_bytes,
-        contents: Vec::new(),
-    })
+    Ok(Layer { sha256, size_bytes, contents: Vec::new() })
 }
 
 fn write_busybox<W: Write>(tar: &mut Builder<W>, binary: &[u8], applets: &str) -> io::Result<()> {
     for folder in ["bin", "dev", "etc", "proc", "sys", "tmp", "usr"] {
-        let mut header = header(
-            EntryType::Directory,
-            if folder == "tmp" { 0o1777 } else { 0o755 },
-            0,
-        );
+        let mut header = header(EntryType::Directory, if folder == "tmp" { 0o1777 } else { 0o755 }, 0);
         tar.append_data(&mut header, format!("{folder}/"), io::empty())?;
     }
     for (path, mode, bytes) in [
@@ -65,15 +57,8 @@ fn write_busybox<W: Write>(tar: &mut Builder<W>, binary: &[u8], applets: &str) -
         let mut header = header(EntryType::Regular, mode, bytes.len() as u64);
         tar.append_data(&mut header, path, bytes)?;
     }
-    for applet in applets
-        .lines()
-        .filter(|applet| *applet != "busybox" && !applet.contains('/'))
-    {
-        tar.append_link(
-            &mut header(EntryType::Symlink, 0o777, 0),
-            format!("bin/{applet}"),
-            "busybox",
-        )?;
+    for applet in applets.lines().filter(|applet| *applet != "busybox" && !applet.contains('/')) {
+        tar.append_link(&mut header(EntryType::Symlink, 0o777, 0), format!("bin/{applet}"), "busybox")?;
     }
     // Scripts that start with /usr/bin/env find it.
     for folder in ["sbin", "usr/bin", "usr/sbin"] {
@@ -91,11 +76,7 @@ pub(crate) fn debian(tarball: &Path, layer: &Path) -> Result<Layer, SourceError>
     let mut contents = Vec::new();
     let copied = copy(&mut Archive::new(input), &mut tar, &mut contents).and_then(|()| finish(tar));
     let (sha256, size_bytes) = copied.source_doing("write", layer)?;
-    Ok(Layer {
-        sha256,
-        size_bytes,
-        contents,
-    })
+    Ok(Layer { sha256, size_bytes, contents })
 }
 
 fn copy<R: Read, W: Write>(
@@ -107,13 +88,9 @@ fn copy<R: Read, W: Write>(
         let mut entry = entry?;
         let path = entry.path()?.into_owned();
         let name = path.to_string_lossy().trim_start_matches("./").to_owned();
-        let left_out = LEFT_OUT
-            .iter()
-            .any(|folder| name.starts_with(folder) && name.len() > folder.len());
-        let device = matches!(
-            entry.header().entry_type(),
-            EntryType::Char | EntryType::Block | EntryType::Fifo
-        );
+        let left_out = LEFT_OUT.iter().any(|folder| name.starts_with(folder) && name.len() > folder.len());
+        let device =
+            matches!(entry.header().entry_type(), EntryType::Char | EntryType::Block | EntryType::Fifo);
         if name.is_empty() || left_out || device {
             continue;
         }
@@ -123,11 +100,8 @@ fn copy<R: Read, W: Write>(
                 let target = target.into_owned();
                 // Hard links name their target from the archive's root, symbolic ones as they are.
                 let hard = header.entry_type() == EntryType::Link;
-                let target = if hard {
-                    target.strip_prefix("./").unwrap_or(&target).to_owned()
-                } else {
-                    target
-                };
+                let target =
+                    if hard { target.strip_prefix("./").unwrap_or(&target).to_owned() } else { target };
                 to.append_link(&mut header, name, target)?;
             }
             None if name == "var/lib/dpkg/status" => {
@@ -146,10 +120,8 @@ fn copy<R: Read, W: Write>(
 fn packages(status: &str) -> Vec<String> {
     let mut packages = Vec::new();
     for paragraph in status.split("\n\n") {
-        let fields: BTreeMap<&str, &str> = paragraph
-            .lines()
-            .filter_map(|line| line.split_once(": "))
-            .collect();
+        let fields: BTreeMap<&str, &str> =
+            paragraph.lines().filter_map(|line| line.split_once(": ")).collect();
         if let (Some(name), Some(version)) = (fields.get("Package"), fields.get("Version")) {
             packages.push(format!("{name} {version}"));
         }
@@ -184,9 +156,7 @@ mod tests {
     fn names(layer: &Path) -> Vec<String> {
         let mut archive = Archive::new(File::open(layer).unwrap());
         let entries = archive.entries().unwrap();
-        entries
-            .map(|entry| entry.unwrap().path().unwrap().to_string_lossy().into_owned())
-            .collect()
+        entries.map(|entry| entry.unwrap().path().unwrap().to_string_lossy().into_owned()).collect()
     }
 
     #[test]
@@ -197,14 +167,7 @@ mod tests {
         let make = |name: &str| busybox(&binary, "ash\nbusybox\nsleep\n", &dir.path().join(name)).unwrap();
         assert_eq!(make("a"), make("b"));
         let names = names(&dir.path().join("a"));
-        for wanted in [
-            "bin/busybox",
-            "bin/ash",
-            "bin/sleep",
-            "etc/passwd",
-            "tmp/",
-            "usr/bin",
-        ] {
+        for wanted in ["bin/busybox", "bin/ash", "bin/sleep", "etc/passwd", "tmp/", "usr/bin"] {
             assert!(names.iter().any(|name| name == wanted), "{wanted} of {names:?}");
         }
         assert_eq!(names.iter().filter(|name| *name == "bin/busybox").count(), 1);
@@ -216,12 +179,8 @@ mod tests {
         let tarball = dir.path().join("in.tar");
         let mut tar = Builder::new(File::create(&tarball).unwrap());
         let mut put = |name: &str, body: &str| {
-            tar.append_data(
-                &mut header(EntryType::Regular, 0o644, body.len() as u64),
-                name,
-                body.as_bytes(),
-            )
-            .unwrap();
+            tar.append_data(&mut header(EntryType::Regular, 0o644, body.len() as u64), name, body.as_bytes())
+                .unwrap();
         };
         put("./usr/bin/python3", "x");
         put("./var/lib/apt/lists/big", "x");
@@ -229,14 +188,8 @@ mod tests {
             "./var/lib/dpkg/status",
             "Package: a\nVersion: 1\n\nPackage: b\nDescription: b\n more\nVersion: 2-1\n",
         );
-        tar.append_data(&mut header(EntryType::Char, 0o666, 0), "./dev/null", io::empty())
-            .unwrap();
-        tar.append_link(
-            &mut header(EntryType::Link, 0o644, 0),
-            "./usr/bin/py",
-            "./usr/bin/python3",
-        )
-        .unwrap();
+        tar.append_data(&mut header(EntryType::Char, 0o666, 0), "./dev/null", io::empty()).unwrap();
+        tar.append_link(&mut header(EntryType::Link, 0o644, 0), "./usr/bin/py", "./usr/bin/python3").unwrap();
         tar.finish().unwrap();
         let layer = debian(&tarball, &dir.path().join("out.tar")).unwrap();
         assert_eq!(layer.contents, ["a 1", "b 2-1"]);

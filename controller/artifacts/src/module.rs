@@ -33,25 +33,14 @@ pub(crate) async fn build(build: &Build<'_>, file: &Path, watch: Watch<'_>) -> R
     let (toolchain, go) = toolchain(build.toolchain, watch).await?;
     let module = build.module;
     let mut command = go_command(&toolchain);
-    command
-        .current_dir(build.work)
-        .args(["build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-v"]);
-    command
-        .arg("-ldflags")
-        .arg(&module.ldflags)
-        .arg("-o")
-        .arg(file)
-        .arg(&module.package);
+    command.current_dir(build.work).args(["build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-v"]);
+    command.arg("-ldflags").arg(&module.ldflags).arg("-o").arg(file).arg(&module.package);
     tool::run(command, HELP, watch).await?;
     let (got, _) = hash::hex_of_file(file).source_doing("read", file)?;
     let pinned = module.sha256.get(&go);
     if let Some(expected) = pinned.filter(|expected| **expected != got) {
         let what = format!("{} built with {go}", module.package);
-        return Err(SourceError::WrongHash {
-            what,
-            expected: expected.clone(),
-            got,
-        });
+        return Err(SourceError::WrongHash { what, expected: expected.clone(), got });
     }
     Ok(Source::Module {
         module: module.path.clone(),
@@ -71,11 +60,7 @@ fn copy_set(build: &Build<'_>) -> Result<(), SourceError> {
     let sum = std::fs::read(&go_sum).source_doing("read", &go_sum)?;
     let got = hash::hex_of(&sum);
     if got != build.set.go_sum_sha256 {
-        return Err(SourceError::GoSum {
-            path: go_sum,
-            expected: build.set.go_sum_sha256.clone(),
-            got,
-        });
+        return Err(SourceError::GoSum { path: go_sum, expected: build.set.go_sum_sha256.clone(), got });
     }
     std::fs::create_dir_all(build.work).source_doing("make the folder", build.work)?;
     let put = |name: &str, bytes: &[u8]| {
@@ -95,10 +80,7 @@ async fn toolchain(pinned: &str, watch: Watch<'_>) -> Result<(String, String), S
         Err(_) => {
             let version = version("local", watch).await?;
             let text = format!("{pinned} cannot be had; building with {version}, whose bytes are not pinned");
-            watch.progress.event(&Event::Detail {
-                name: watch.name,
-                text: &text,
-            });
+            watch.progress.event(&Event::Detail { name: watch.name, text: &text });
             Ok(("local".to_owned(), version))
         }
     }
@@ -112,16 +94,8 @@ async fn version(toolchain: &str, watch: Watch<'_>) -> Result<String, SourceErro
 
 fn go_command(toolchain: &str) -> Command {
     let mut command = Command::new("go");
-    command
-        .env("GOTOOLCHAIN", toolchain)
-        .env("GOFLAGS", "")
-        .env("GOWORK", "off")
-        .env("GO111MODULE", "on");
-    command
-        .env("CGO_ENABLED", "0")
-        .env("GOOS", "linux")
-        .env("GOARCH", "amd64")
-        .env("GOAMD64", "v1");
+    command.env("GOTOOLCHAIN", toolchain).env("GOFLAGS", "").env("GOWORK", "off").env("GO111MODULE", "on");
+    command.env("CGO_ENABLED", "0").env("GOOS", "linux").env("GOARCH", "amd64").env("GOAMD64", "v1");
     command.env("GOEXPERIMENT", "").env("GOFIPS140", "off");
     command
 }

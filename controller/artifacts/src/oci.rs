@@ -35,28 +35,19 @@ pub(crate) fn write(
     })
     .to_string();
     let manifest_sha256 = hash::hex_of(manifest.as_bytes());
-    let mut top = descriptor(
-        "application/vnd.oci.image.manifest.v1+json",
-        &manifest_sha256,
-        manifest.len() as u64,
-    );
+    let mut top =
+        descriptor("application/vnd.oci.image.manifest.v1+json", &manifest_sha256, manifest.len() as u64);
     if let Some(top) = top.as_object_mut() {
         let tag = image.reference.rsplit(':').next().unwrap_or("latest");
         let names =
             json!({ "io.containerd.image.name": image.reference, "org.opencontainers.image.ref.name": tag });
         top.insert("annotations".to_owned(), names);
-        top.insert(
-            "platform".to_owned(),
-            json!({ "architecture": "amd64", "os": "linux" }),
-        );
+        top.insert("platform".to_owned(), json!({ "architecture": "amd64", "os": "linux" }));
     }
     let index = json!({ "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [top] });
     let blob = |sha256: &str| format!("blobs/sha256/{sha256}");
     let small = [
-        (
-            "oci-layout".to_owned(),
-            r#"{"imageLayoutVersion":"1.0.0"}"#.to_owned(),
-        ),
+        ("oci-layout".to_owned(), r#"{"imageLayoutVersion":"1.0.0"}"#.to_owned()),
         ("index.json".to_owned(), index.to_string()),
         (blob(&manifest_sha256), manifest),
         (blob(&hash::hex_of(config.as_bytes())), config),
@@ -104,11 +95,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let layer_file = dir.path().join("layer.tar");
         std::fs::write(&layer_file, b"layer").unwrap();
-        let layer = Layer {
-            sha256: hash::hex_of(b"layer"),
-            size_bytes: 5,
-            contents: Vec::new(),
-        };
+        let layer = Layer { sha256: hash::hex_of(b"layer"), size_bytes: 5, contents: Vec::new() };
         let image = Image {
             reference: "docker.io/rackwright/x:1".to_owned(),
             entrypoint: vec!["/bin/sh".to_owned()],
@@ -121,10 +108,7 @@ mod tests {
         let archive = dir.path().join("image.tar");
         write(&image, &layer, &layer_file, &archive).unwrap();
         let mut files = BTreeMap::new();
-        for entry in tar::Archive::new(File::open(&archive).unwrap())
-            .entries()
-            .unwrap()
-        {
+        for entry in tar::Archive::new(File::open(&archive).unwrap()).entries().unwrap() {
             let mut entry = entry.unwrap();
             let mut body = Vec::new();
             entry.read_to_end(&mut body).unwrap();
@@ -136,15 +120,9 @@ mod tests {
             }
         }
         let index: Value = serde_json::from_slice(&files["index.json"]).unwrap();
-        let manifest = index["manifests"][0]["digest"]
-            .as_str()
-            .unwrap()
-            .replace("sha256:", "blobs/sha256/");
+        let manifest = index["manifests"][0]["digest"].as_str().unwrap().replace("sha256:", "blobs/sha256/");
         let manifest: Value = serde_json::from_slice(&files[&manifest]).unwrap();
-        let config = manifest["config"]["digest"]
-            .as_str()
-            .unwrap()
-            .replace("sha256:", "blobs/sha256/");
+        let config = manifest["config"]["digest"].as_str().unwrap().replace("sha256:", "blobs/sha256/");
         let config: Value = serde_json::from_slice(&files[&config]).unwrap();
         assert_eq!(config["config"]["User"], "65534:65534");
         assert_eq!(

@@ -97,19 +97,13 @@ const TELL_EVERY: Duration = Duration::from_secs(30);
 impl<F: Fn(&str) + Send + Sync> Lines<F> {
     /// Hands every line to `say`.
     pub fn new(say: F) -> Self {
-        Self {
-            say,
-            told: Mutex::new(Instant::now()),
-        }
+        Self { say, told: Mutex::new(Instant::now()) }
     }
 }
 
 impl<F: Fn(&str) + Send + Sync> Progress for Lines<F> {
     fn event(&self, event: &Event<'_>) {
-        let mut told = self
-            .told
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut told = self.told.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let quiet = match event {
             Event::Detail { .. } => true,
             Event::Still { .. } => told.elapsed() < TELL_EVERY,
@@ -169,8 +163,7 @@ impl Progress for Bar {
             }
             Event::Corrupt { .. } | Event::Fallback { .. } => self.bar.println(event.to_string()),
             Event::Start { name, how, usually } => {
-                self.bar
-                    .set_prefix(format!("{how} {name} (usually {})", Seconds(*usually)));
+                self.bar.set_prefix(format!("{how} {name} (usually {})", Seconds(*usually)));
                 self.bar.set_message("");
             }
             Event::Detail { text, .. } => self.bar.set_message((*text).to_owned()),
@@ -196,17 +189,8 @@ impl fmt::Display for Event<'_> {
             Self::Corrupt { name } => write!(f, "{name}: the cached file was changed; fetching it again"),
             Self::Start { name, how, usually } => write!(f, "{name}: {how}, usually {}", Seconds(*usually)),
             Self::Detail { name, text } => write!(f, "{name}: {text}"),
-            Self::Still {
-                name,
-                elapsed,
-                usually,
-            } => {
-                write!(
-                    f,
-                    "{name}: {} of usually {}",
-                    Seconds(*elapsed),
-                    Seconds(*usually)
-                )
+            Self::Still { name, elapsed, usually } => {
+                write!(f, "{name}: {} of usually {}", Seconds(*elapsed), Seconds(*usually))
             }
             Self::Fallback { name, source, reason } => {
                 write!(f, "{name}: {source}: failed to {reason}; trying the next source")

@@ -33,25 +33,17 @@ impl Releases {
         let mut roots = rustls::RootCertStore::empty();
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let download = |source| SourceError::Download {
-            url: "anything".to_owned(),
-            source,
-        };
-        let builder = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT);
+        let download = |source| SourceError::Download { url: "anything".to_owned(), source };
+        let builder = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT);
         let client = match rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
         {
-            Ok(tls) => builder
-                .use_preconfigured_tls(tls.with_root_certificates(roots).with_no_client_auth())
-                .build(),
+            Ok(tls) => {
+                builder.use_preconfigured_tls(tls.with_root_certificates(roots).with_no_client_auth()).build()
+            }
             Err(_) => builder.build(),
         };
-        Ok(Self {
-            client: client.map_err(download)?,
-            silent: Mutex::new(BTreeSet::new()),
-        })
+        Ok(Self { client: client.map_err(download)?, silent: Mutex::new(BTreeSet::new()) })
     }
 
     /// Downloads a release into `file` and checks its sha256.
@@ -63,32 +55,18 @@ impl Releases {
     ) -> Result<(), SourceError> {
         let url = &official.url;
         let host = url.split('/').nth(2).unwrap_or_default().to_owned();
-        if self
-            .silent
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains(&host)
-        {
+        if self.silent.lock().unwrap_or_else(PoisonError::into_inner).contains(&host) {
             return Err(SourceError::Unreachable { host });
         }
         let failed = |source: reqwest::Error| {
             if source.is_connect() || source.is_timeout() {
-                self.silent
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .insert(host.clone());
+                self.silent.lock().unwrap_or_else(PoisonError::into_inner).insert(host.clone());
             }
-            SourceError::Download {
-                url: url.clone(),
-                source: source.without_url(),
-            }
+            SourceError::Download { url: url.clone(), source: source.without_url() }
         };
         let mut response = self.client.get(url).send().await.map_err(failed)?;
         if !response.status().is_success() {
-            return Err(SourceError::Status {
-                url: url.clone(),
-                status: response.status().as_u16(),
-            });
+            return Err(SourceError::Status { url: url.clone(), status: response.status().as_u16() });
         }
         let total = response.content_length();
         let out = std::fs::File::create(file).source_doing("write", file)?;
@@ -103,11 +81,7 @@ impl Releases {
         if got == official.sha256 {
             Ok(())
         } else {
-            Err(SourceError::WrongHash {
-                what: url.clone(),
-                expected: official.sha256.clone(),
-                got,
-            })
+            Err(SourceError::WrongHash { what: url.clone(), expected: official.sha256.clone(), got })
         }
     }
 }

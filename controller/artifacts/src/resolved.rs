@@ -76,18 +76,8 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Official { url, .. } => write!(f, "official release {url}"),
-            Self::Module {
-                module,
-                version,
-                go,
-                reproduced,
-                ..
-            } => {
-                let how = if *reproduced {
-                    "pinned bytes"
-                } else {
-                    "bytes not pinned"
-                };
+            Self::Module { module, version, go, reproduced, .. } => {
+                let how = if *reproduced { "pinned bytes" } else { "bytes not pinned" };
                 write!(f, "module {module}@{version}, {go}, {how}")
             }
             Self::Debian { package, version, .. } => write!(f, "Debian package {package} {version}"),

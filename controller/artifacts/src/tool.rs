@@ -29,11 +29,7 @@ pub(crate) async fn run(
     help: &'static str,
     watch: Watch<'_>,
 ) -> Result<String, SourceError> {
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let program = shown(&command);
     let fail = |status: String, tail: &VecDeque<String>| SourceError::Program {
         program: program.clone(),
@@ -60,15 +56,8 @@ pub(crate) async fn run(
     let stderr = child.stderr.take().map(|stderr| BufReader::new(stderr).lines());
     let (text, ()) = tokio::join!(reading, follow(stderr, &mut tail, watch));
     let text = text.map_err(|cause| fail(cause.to_string(), &tail))?;
-    let status = child
-        .wait()
-        .await
-        .map_err(|cause| fail(cause.to_string(), &tail))?;
-    if status.success() {
-        Ok(text)
-    } else {
-        Err(fail(status.to_string(), &tail))
-    }
+    let status = child.wait().await.map_err(|cause| fail(cause.to_string(), &tail))?;
+    if status.success() { Ok(text) } else { Err(fail(status.to_string(), &tail)) }
 }
 
 async fn follow(
@@ -101,8 +90,5 @@ async fn follow(
 fn shown(command: &Command) -> String {
     let command = command.as_std();
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect::<Vec<_>>()
-        .join(" ")
+    words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
 }

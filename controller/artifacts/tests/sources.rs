@@ -1,10 +1,6 @@
 //! What the cache, the bundle and a release server do when they are right, wrong and half there.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "helpers of tests may fail the test"
-)]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests may fail the test")]
 
 use rackwright_artifacts::bundle::Bundle;
 use rackwright_artifacts::cache::{Cache, Lookup};
@@ -42,11 +38,7 @@ async fn serve() -> Server {
                     Ok(n) => head.extend_from_slice(&buffer[..n]),
                 }
             }
-            let path = String::from_utf8_lossy(&head)
-                .split(' ')
-                .nth(1)
-                .unwrap_or_default()
-                .to_owned();
+            let path = String::from_utf8_lossy(&head).split(' ').nth(1).unwrap_or_default().to_owned();
             let (status, body, length) = match path.as_str() {
                 "/good" => ("200 OK", BODY, BODY.len()),
                 "/other" => ("200 OK", &b"something else"[..], 14),
@@ -93,13 +85,8 @@ fn official(server: &Server, path: &str) -> String {
 }
 
 fn reasons(error: &Error) -> String {
-    let Error::NoSource { tried, .. } = error else {
-        panic!("{error}")
-    };
-    let lines: Vec<String> = tried
-        .iter()
-        .map(|(source, reason)| format!("{source}: {reason}"))
-        .collect();
+    let Error::NoSource { tried, .. } = error else { panic!("{error}") };
+    let lines: Vec<String> = tried.iter().map(|(source, reason)| format!("{source}: {reason}")).collect();
     lines.join("\n")
 }
 
@@ -110,10 +97,7 @@ async fn a_release_with_the_pinned_hash_is_fetched_once_and_then_cached() {
     let artifacts = Artifacts::load_into(&lock, dir.path().join("cache")).unwrap();
     let first = artifacts.ensure(&["thing"], &Silent).await.unwrap().remove(0);
     assert_eq!(std::fs::read(&first.path).unwrap(), BODY);
-    assert_eq!(
-        (first.sha256.as_str(), first.size_bytes),
-        (sha256(BODY).as_str(), BODY.len() as u64)
-    );
+    assert_eq!((first.sha256.as_str(), first.size_bytes), (sha256(BODY).as_str(), BODY.len() as u64));
     assert!(matches!(first.source, Source::Official { .. }));
     let again = Artifacts::load_into(&lock, dir.path().join("cache")).unwrap();
     assert_eq!(again.ensure(&["thing"], &Silent).await.unwrap(), [first]);
@@ -123,23 +107,14 @@ async fn a_release_with_the_pinned_hash_is_fetched_once_and_then_cached() {
 #[tokio::test]
 async fn other_bytes_truncated_bytes_and_a_missing_file_never_enter_the_cache() {
     let (dir, server) = (tempfile::tempdir().unwrap(), serve().await);
-    for (path, reason) in [
-        ("/other", "the lock pins"),
-        ("/short", "download"),
-        ("/nothing", "answered 404"),
-    ] {
+    for (path, reason) in [("/other", "the lock pins"), ("/short", "download"), ("/nothing", "answered 404")]
+    {
         let lock = lock_file(dir.path(), &[("thing", official(&server, path))]);
         let artifacts = Artifacts::load_into(&lock, dir.path().join("cache")).unwrap();
         let error = artifacts.ensure(&["thing"], &Silent).await.unwrap_err();
         assert!(reasons(&error).contains(reason), "{error}");
         assert_eq!(artifacts.lookup("thing").unwrap(), Lookup::Missing);
-        assert_eq!(
-            std::fs::read_dir(dir.path().join("cache/sha256"))
-                .unwrap()
-                .count(),
-            0,
-            "{path}"
-        );
+        assert_eq!(std::fs::read_dir(dir.path().join("cache/sha256")).unwrap().count(), 0, "{path}");
     }
 }
 
@@ -147,10 +122,7 @@ async fn other_bytes_truncated_bytes_and_a_missing_file_never_enter_the_cache() 
 async fn a_silent_host_and_a_changed_go_sum_are_both_told_as_reasons() {
     let dir = tempfile::tempdir().unwrap();
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let server = Server {
-        address: closed.local_addr().unwrap().to_string(),
-        requests: Arc::default(),
-    };
+    let server = Server { address: closed.local_addr().unwrap().to_string(), requests: Arc::default() };
     drop(closed);
     let set =
         "[artifact.module]\nset = \"s\"\npath = \"p\"\nversion = \"v1\"\npackage = \"p\"\nldflags = \"\"\n";
@@ -167,21 +139,9 @@ async fn a_silent_host_and_a_changed_go_sum_are_both_told_as_reasons() {
     let artifacts = Artifacts::load_into(&lock, dir.path().join("cache")).unwrap();
     let error = artifacts.ensure(&["one"], &told).await.unwrap_err();
     let reasons = reasons(&error);
-    assert!(
-        reasons.contains("official release: download http://"),
-        "{reasons}"
-    );
-    assert!(
-        reasons.contains("module build: use ") && reasons.contains("go.sum: its sha256 is"),
-        "{reasons}"
-    );
-    assert!(
-        told.0
-            .lock()
-            .unwrap()
-            .iter()
-            .any(|line| line.contains("trying the next source"))
-    );
+    assert!(reasons.contains("official release: download http://"), "{reasons}");
+    assert!(reasons.contains("module build: use ") && reasons.contains("go.sum: its sha256 is"), "{reasons}");
+    assert!(told.0.lock().unwrap().iter().any(|line| line.contains("trying the next source")));
 }
 
 #[tokio::test]
@@ -189,28 +149,14 @@ async fn a_corrupt_cache_file_is_found_and_fetched_again() {
     let (dir, server) = (tempfile::tempdir().unwrap(), serve().await);
     let lock = lock_file(dir.path(), &[("thing", official(&server, "/good"))]);
     let artifacts = Artifacts::load_into(&lock, dir.path().join("cache")).unwrap();
-    let path = artifacts
-        .ensure(&["thing"], &Silent)
-        .await
-        .unwrap()
-        .remove(0)
-        .path;
+    let path = artifacts.ensure(&["thing"], &Silent).await.unwrap().remove(0).path;
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, b"the release's bytez").unwrap();
-    assert!(matches!(
-        artifacts.lookup("thing").unwrap(),
-        Lookup::Corrupt { .. }
-    ));
+    assert!(matches!(artifacts.lookup("thing").unwrap(), Lookup::Corrupt { .. }));
     let told = Told::default();
     let again = artifacts.ensure(&["thing"], &told).await.unwrap().remove(0);
     assert_eq!(std::fs::read(&again.path).unwrap(), BODY);
-    assert!(
-        told.0
-            .lock()
-            .unwrap()
-            .iter()
-            .any(|line| line.contains("was changed"))
-    );
+    assert!(told.0.lock().unwrap().iter().any(|line| line.contains("was changed")));
     assert_eq!(server.requests.load(Ordering::Relaxed), 2);
 }
 
@@ -219,29 +165,13 @@ async fn verify_finds_a_change_that_kept_size_and_time() {
     let (dir, server) = (tempfile::tempdir().unwrap(), serve().await);
     let lock = lock_file(dir.path(), &[("thing", official(&server, "/good"))]);
     let artifacts = Artifacts::load_into(&lock, dir.path().join("cache")).unwrap();
-    let path = artifacts
-        .ensure(&["thing"], &Silent)
-        .await
-        .unwrap()
-        .remove(0)
-        .path;
+    let path = artifacts.ensure(&["thing"], &Silent).await.unwrap().remove(0).path;
     let time = std::fs::metadata(&path).unwrap().modified().unwrap();
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, b"the release's bytez").unwrap();
-    std::fs::File::options()
-        .write(true)
-        .open(&path)
-        .unwrap()
-        .set_modified(time)
-        .unwrap();
-    assert!(
-        matches!(artifacts.lookup("thing").unwrap(), Lookup::Hit(_)),
-        "only hashing can see it"
-    );
-    assert!(matches!(
-        artifacts.cache().verify().unwrap().as_slice(),
-        [(_, Lookup::Corrupt { .. })]
-    ));
+    std::fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+    assert!(matches!(artifacts.lookup("thing").unwrap(), Lookup::Hit(_)), "only hashing can see it");
+    assert!(matches!(artifacts.cache().verify().unwrap().as_slice(), [(_, Lookup::Corrupt { .. })]));
 }
 
 #[tokio::test]
@@ -251,9 +181,7 @@ async fn a_bundle_brings_everything_to_a_machine_without_network() {
     let online = Artifacts::load_into(&lock, dir.path().join("online")).unwrap();
     let bundle = dir.path().join("bundle.tar");
     assert!(online.bundle(&["thing"], &bundle, &Silent).await.unwrap() > BODY.len() as u64);
-    let offline = Artifacts::load_into(&lock, dir.path().join("offline"))
-        .unwrap()
-        .without_official();
+    let offline = Artifacts::load_into(&lock, dir.path().join("offline")).unwrap().without_official();
     let offline = offline.with_bundle(Bundle::open(&bundle).unwrap());
     let resolved = offline.ensure(&["thing"], &Silent).await.unwrap().remove(0);
     assert_eq!(std::fs::read(&resolved.path).unwrap(), BODY);
@@ -269,18 +197,13 @@ async fn a_damaged_bundle_and_one_for_another_lock_are_refused() {
     let online = Artifacts::load_into(&lock, dir.path().join("online")).unwrap();
     online.bundle(&["thing"], &bundle, &Silent).await.unwrap();
     let mut bytes = std::fs::read(&bundle).unwrap();
-    let at = bytes
-        .windows(BODY.len())
-        .position(|window| window == BODY)
-        .unwrap();
+    let at = bytes.windows(BODY.len()).position(|window| window == BODY).unwrap();
     bytes[at] ^= 1;
     let damaged = dir.path().join("damaged.tar");
     std::fs::write(&damaged, bytes).unwrap();
     let offline = |bundle: &Path| {
         let artifacts = Artifacts::load_into(&lock, dir.path().join("offline")).unwrap();
-        artifacts
-            .without_official()
-            .with_bundle(Bundle::open(bundle).unwrap())
+        artifacts.without_official().with_bundle(Bundle::open(bundle).unwrap())
     };
     let error = offline(&damaged).ensure(&["thing"], &Silent).await.unwrap_err();
     assert!(reasons(&error).contains("bundle: accept sha256/"), "{error}");
@@ -304,10 +227,7 @@ async fn two_runs_at_once_fetch_once() {
 #[tokio::test]
 async fn what_a_dead_run_left_half_done_is_cleared_and_what_it_finished_is_kept() {
     let (dir, server) = (tempfile::tempdir().unwrap(), serve().await);
-    let entries = [
-        ("done", official(&server, "/good")),
-        ("next", official(&server, "/other")),
-    ];
+    let entries = [("done", official(&server, "/good")), ("next", official(&server, "/other"))];
     let lock = lock_file(dir.path(), &entries);
     let artifacts = Artifacts::load_into(&lock, dir.path().join("cache")).unwrap();
     artifacts.ensure(&["done", "next"], &Silent).await.unwrap_err();
@@ -332,9 +252,7 @@ async fn unknown_names_are_all_reported_before_anything_is_done() {
 fn a_wrong_lock_names_the_file_and_the_lines() {
     let dir = tempfile::tempdir().unwrap();
     let lock = lock_file(dir.path(), &[("thing", String::new()), ("thing", String::new())]);
-    let error = Artifacts::load_into(&lock, dir.path().join("cache"))
-        .unwrap_err()
-        .to_string();
+    let error = Artifacts::load_into(&lock, dir.path().join("cache")).unwrap_err().to_string();
     assert!(
         error.contains("artifacts.lock:") && error.contains("line 5:") && error.contains("line 9:"),
         "{error}"
