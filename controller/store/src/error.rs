@@ -1,0 +1,103 @@
+//! What can go wrong with the store.
+
+use rackwright_wire::id::JobId;
+use std::path::PathBuf;
+
+/// Why the store did not do what it was asked; nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The idempotency key stands for another body.
+    #[error("idempotency key was used for another body, by {first}")]
+    KeyReused {
+        /// The job that the key made.
+        first: JobId,
+    },
+    /// Something that is created once exists with other content.
+    #[error("{what} exists with other content")]
+    Exists {
+        /// What, with its name.
+        what: String,
+    },
+    /// There is no such row.
+    #[error("{what} is not known")]
+    Unknown {
+        /// What, with its name.
+        what: String,
+    },
+    /// A job depends on one that did not succeed, or that was never accepted.
+    #[error("dependency {job} {why}")]
+    Dependency {
+        /// The dependency.
+        job: JobId,
+        /// `is not known` or `has ended as failed`.
+        why: String,
+    },
+    /// A cursor that no listing gave out.
+    #[error("cursor {cursor:?} was not given out by this listing")]
+    Cursor {
+        /// What was given.
+        cursor: String,
+    },
+    /// More requests wait than the queue holds; try again.
+    #[error("{waiting} requests wait for the disk already")]
+    Busy {
+        /// The queue's length.
+        waiting: usize,
+    },
+    /// The disk is full.
+    #[error("no space is left for {path}")]
+    DiskFull {
+        /// The database file.
+        path: PathBuf,
+    },
+    /// The file was written by a newer build.
+    #[error("{path} has schema {found}, this build knows up to {known}")]
+    Newer {
+        /// The database file.
+        path: PathBuf,
+        /// Its schema version.
+        found: u32,
+        /// The newest that this build knows.
+        known: u32,
+    },
+    /// The file is damaged.
+    #[error("{path} is damaged: {finding}")]
+    Damaged {
+        /// The database file.
+        path: PathBuf,
+        /// The first finding of the integrity check.
+        finding: String,
+    },
+    /// A stored row cannot be read.
+    #[error("row of {table} cannot be read")]
+    Row {
+        /// The table.
+        table: &'static str,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// SQLite failed.
+    #[error("{doing}")]
+    Sqlite {
+        /// What was tried.
+        doing: &'static str,
+        /// The cause.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// The store's thread has ended.
+    #[error("store is closed")]
+    Closed,
+    /// The store's folder or lock could not be used.
+    #[error("{doing} {path}")]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+}
