@@ -91,11 +91,7 @@ impl Sched {
 
     /// The whole state.
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot {
-            version: SNAPSHOT_VERSION,
-            clock_ms: self.clock_ms,
-            state: self.state.clone(),
-        }
+        Snapshot { version: SNAPSHOT_VERSION, clock_ms: self.clock_ms, state: self.state.clone() }
     }
 
     /// A scheduler with a snapshot's state. All of its jobs count as changed.
@@ -104,9 +100,7 @@ impl Sched {
     /// The snapshot has another version.
     pub fn restore(config: Config, snapshot: Snapshot) -> Result<Self, SnapshotError> {
         if snapshot.version != SNAPSHOT_VERSION {
-            return Err(SnapshotError {
-                found: snapshot.version,
-            });
+            return Err(SnapshotError { found: snapshot.version });
         }
         let changed = snapshot.state.jobs.keys().map(|job| (*job, None)).collect();
         let mut sched = Self {

@@ -33,8 +33,8 @@ pub enum Action {
         /// Why.
         why: StopReason,
     },
-    /// The node's lease and the grace after it have run out: nothing of the attempt runs any more.
-    /// Nothing to carry out.
+    /// The node's lease and the grace after it have run out: nothing of the attempt runs any more. The
+    /// attempt is tried again once its pod is gone too. Nothing to carry out.
     DeclareLost {
         /// The pod.
         pod: PodKey,
@@ -49,13 +49,16 @@ pub enum Action {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         uid: Option<PodUid>,
     },
-    /// Delete the finished pod with its uid as precondition, then answer with `PodGone`.
+    /// Delete the archived pod with its uid as precondition, then answer with `PodGone` once it is gone.
+    /// Always delete with grace first: from then on no kubelet starts it. With `force`, and only when
+    /// the node's Lease object, read then, was not renewed for longer than lease and grace together,
+    /// delete with grace period 0. Otherwise its kubelet removes it, or the next full pass asks again.
     Prune {
         /// The pod.
         pod: PodKey,
         /// Its uid.
         uid: PodUid,
-        /// Its node is gone and cannot confirm: grace period 0.
+        /// Its node is not there to confirm.
         force: bool,
     },
     /// The job has ended; its row is complete. Nothing to carry out beyond telling those who watch.

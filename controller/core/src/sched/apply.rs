@@ -25,41 +25,18 @@ impl Sched {
             What::NodeGone { node } => self.on_node_gone(node),
             What::ForeignPodSeen { pod } => self.on_foreign(&pod.uid, Some(pod)),
             What::ForeignPodGone { uid } => self.on_foreign(uid, None),
-            What::PodObserved {
-                pod,
-                uid,
-                phase,
-                started_at_ms,
-            } => self.on_observed(*pod, uid, *phase, *started_at_ms),
+            What::PodObserved { pod, uid, phase, started_at_ms } => {
+                self.on_observed(*pod, uid, *phase, *started_at_ms)
+            }
             What::PodCreated { pod, uid } => self.on_observed(*pod, uid, PodPhase::Pending, None),
             What::PodNotCreated { pod, reason } => {
-                self.end_pod(
-                    *pod,
-                    None,
-                    End {
-                        gone: true,
-                        ..End::of(Outcome::Failed, reason)
-                    },
-                );
+                self.end_pod(*pod, None, End { gone: true, ..End::of(Outcome::Failed, reason) });
             }
-            What::OrphanSeen {
-                pod,
-                uid,
-                node,
-                requests,
-            } => self.on_orphan(*pod, uid, node, requests),
+            What::OrphanSeen { pod, uid, node, requests } => self.on_orphan(*pod, uid, node, requests),
             What::PodRefused { pod, uid, reason } => {
                 self.end_pod(*pod, Some(uid), End::of(Outcome::Refused, reason));
             }
-            What::AttemptFinished {
-                pod,
-                uid,
-                outcome,
-                exit_code,
-                reason,
-                started_at_ms,
-                finished_at_ms,
-            } => {
+            What::AttemptFinished { pod, uid, outcome, exit_code, reason, started_at_ms, finished_at_ms } => {
                 let end = End {
                     exit_code: *exit_code,
                     started_at_ms: *started_at_ms,
@@ -112,21 +89,9 @@ impl Sched {
     }
 
     fn on_node_seen(&mut self, facts: &NodeFacts) {
-        let since = self
-            .state
-            .nodes
-            .get(&facts.name)
-            .and_then(|node| node.unready_since_ms);
-        let unready_since_ms = if facts.ready {
-            None
-        } else {
-            since.or(Some(self.clock_ms))
-        };
-        let node = Node {
-            facts: facts.clone(),
-            unready_since_ms,
-            gone: false,
-        };
+        let since = self.state.nodes.get(&facts.name).and_then(|node| node.unready_since_ms);
+        let unready_since_ms = if facts.ready { None } else { since.or(Some(self.clock_ms)) };
+        let node = Node { facts: facts.clone(), unready_since_ms, gone: false };
         self.state.nodes.insert(facts.name.clone(), node);
         self.touch_node(&facts.name);
     }
@@ -142,14 +107,7 @@ impl Sched {
 
     fn touch_node(&mut self, name: &NodeName) {
         self.no_place.clear();
-        let pods: Vec<PodKey> = self
-            .index
-            .on_node
-            .get(name)
-            .into_iter()
-            .flatten()
-            .copied()
-            .collect();
+        let pods: Vec<PodKey> = self.index.on_node.get(name).into_iter().flatten().copied().collect();
         for key in pods {
             self.touch_pod(key);
         }
@@ -161,11 +119,7 @@ impl Sched {
             self.index.remove_used(&before.node, &before.requests);
         }
         if let Some(pod) = seen {
-            self.index
-                .used
-                .entry(pod.node.clone())
-                .or_default()
-                .add(&pod.requests);
+            self.index.used.entry(pod.node.clone()).or_default().add(&pod.requests);
             self.state.foreign.insert(uid.clone(), pod.clone());
         }
     }
@@ -211,27 +165,19 @@ impl Sched {
             return;
         };
         if pod.is_live() {
-            let reason = if uid.is_some() {
-                "its pod was deleted"
-            } else {
-                "its pod was never created"
-            };
-            self.end_pod(
-                key,
-                uid,
-                End {
-                    gone: true,
-                    ..End::of(Outcome::Lost, reason)
-                },
-            );
+            let reason = if uid.is_some() { "its pod was deleted" } else { "its pod was never created" };
+            self.end_pod(key, uid, End { gone: true, ..End::of(Outcome::Lost, reason) });
             return;
         }
-        let archived = pod.state == PodState::Archived;
+        let (archived, lost) = (pod.state == PodState::Archived, pod.lost);
         self.no_place.clear();
         self.edit_pod(key, |pod| {
             pod.gone = true;
             pod.asked = pod.asked.filter(|asked| *asked != Asked::Prune);
         });
+        if lost {
+            self.settle(key);
+        }
         if archived {
             self.remove_pod(key);
         }
@@ -248,12 +194,7 @@ impl Sched {
                 job.checkpoints.remove(&key.task.0);
             }
         }
-        if self
-            .state
-            .pods
-            .get(&key)
-            .is_some_and(|pod| pod.gone || pod.uid.is_none())
-        {
+        if self.state.pods.get(&key).is_some_and(|pod| pod.gone || pod.uid.is_none()) {
             self.remove_pod(key);
         }
     }
@@ -267,14 +208,7 @@ impl Sched {
             }),
             Action::DeclareLost { pod, node } => {
                 let reason = format!("{node} could not be reached for longer than its lease");
-                self.end_pod(
-                    *pod,
-                    None,
-                    End {
-                        lost: true,
-                        ..End::of(Outcome::Lost, reason)
-                    },
-                );
+                self.end_pod(*pod, None, End { lost: true, ..End::of(Outcome::Lost, reason) });
             }
             Action::Archive { pod, .. } => self.edit_pod(*pod, |pod| pod.asked = Some(Asked::Archive)),
             Action::Prune { pod, .. } => self.edit_pod(*pod, |pod| pod.asked = Some(Asked::Prune)),
@@ -297,18 +231,8 @@ impl Sched {
                 None => Tries::default(),
             };
             job.fresh = job.fresh.max(group + 1);
-            let tries = Tries {
-                attempts: key.attempt.0,
-                ..tries
-            };
-            job.live.insert(
-                group,
-                Live {
-                    tries,
-                    left: job.record.spec.members(),
-                    worst: None,
-                },
-            );
+            let tries = Tries { attempts: key.attempt.0, ..tries };
+            job.live.insert(group, Live { tries, left: job.record.spec.members(), worst: None });
         }
         let requests = job.record.spec.resources.clone();
         let cap = job.record.spec.money_cap;
@@ -320,14 +244,7 @@ impl Sched {
             i64::try_from(i128::from(price.micros()) * share / 1_000_000).unwrap_or(i64::MAX)
         });
         let pod = reserved(node, &requests, self.clock_ms);
-        self.insert_pod(
-            key,
-            Pod {
-                resumed: resume.cloned(),
-                rate_micros,
-                ..pod
-            },
-        );
+        self.insert_pod(key, Pod { resumed: resume.cloned(), rate_micros, ..pod });
     }
 
     fn on_job_finished(&mut self, id: JobId, outcome: Outcome) {
@@ -354,11 +271,7 @@ impl Sched {
     fn on_sealed(&mut self, key: PodKey, step: u64, set: &str) {
         if let Some(job) = self.state.jobs.get_mut(&key.job) {
             let known = job.checkpoints.entry(key.task.0).or_default();
-            known.push(Sealed {
-                attempt: key.attempt,
-                step,
-                set: set.to_owned(),
-            });
+            known.push(Sealed { attempt: key.attempt, step, set: set.to_owned() });
             known.sort_by_key(|sealed| (sealed.step, sealed.attempt));
             if known.len() > KEPT_CHECKPOINTS {
                 known.remove(0);
@@ -367,11 +280,8 @@ impl Sched {
     }
 
     fn on_rejected(&mut self, key: PodKey, step: u64) {
-        if let Some(known) = self
-            .state
-            .jobs
-            .get_mut(&key.job)
-            .and_then(|job| job.checkpoints.get_mut(&key.task.0))
+        if let Some(known) =
+            self.state.jobs.get_mut(&key.job).and_then(|job| job.checkpoints.get_mut(&key.task.0))
         {
             known.retain(|sealed| sealed.attempt != key.attempt || sealed.step != step);
         }

@@ -4,7 +4,7 @@
 //! a retry, a loss or a refusal does not, and what was stopped for good is not tried again.
 
 use super::Sched;
-use super::state::{Live, Retry, pods_of};
+use super::state::{Live, Pod, Retry, pods_of};
 use crate::job::{Outcome, PodState, StopReason};
 use rackwright_wire::id::{JobId, PodKey, PodUid};
 
@@ -44,17 +44,13 @@ impl Sched {
         if !pod.is_live() {
             // Declared lost before, now seen to have ended: its room is free at last.
             self.edit_pod(key, |pod| pod.lost = false);
+            self.settle(key);
             return;
         }
-        let stopped = pod
-            .stop
-            .map(StopReason::outcome)
-            .filter(|_| end.outcome != Outcome::Succeeded);
+        let stopped = pod.stop.map(StopReason::outcome).filter(|_| end.outcome != Outcome::Succeeded);
         let outcome = stopped.unwrap_or(end.outcome);
-        let finished_at = end
-            .finished_at_ms
-            .unwrap_or(now)
-            .clamp(pod.placed_at_ms, now.max(pod.placed_at_ms));
+        let finished_at =
+            end.finished_at_ms.unwrap_or(now).clamp(pod.placed_at_ms, now.max(pod.placed_at_ms));
         let cost = pod.cost(finished_at);
         self.edit_pod(key, |pod| {
             pod.state = PodState::Finished;
@@ -73,37 +69,48 @@ impl Sched {
             job.started_at_ms = job.started_at_ms.or(end.started_at_ms);
             job.finished_at_ms = Some(finished_at);
         }
-        self.settle(key, outcome);
-        self.touch_job(key.job);
+        self.note_end(key, outcome);
+        self.settle(key);
     }
 
-    /// One member of a group has ended.
-    fn settle(&mut self, key: PodKey, outcome: Outcome) {
-        let Some(job) = self.state.jobs.get_mut(&key.job) else {
+    /// One member of a group has ended; when it ended badly, the others are to stop.
+    fn note_end(&mut self, key: PodKey, outcome: Outcome) {
+        let Some((group, live)) = self.group_of(key).filter(|_| outcome != Outcome::Succeeded) else {
             return;
         };
-        let group = job.group_of(key.task);
-        let Some(live) = job
-            .live
-            .get_mut(&group)
-            .filter(|live| live.tries.attempts == key.attempt.0)
-        else {
+        live.worst = live.worst.max_by_gravity(outcome);
+        let members = self.state.jobs.get(&key.job).map(|job| job.members(group));
+        for task in members.into_iter().flatten() {
+            self.want_stop(PodKey { task, ..key }, StopReason::Gang);
+        }
+    }
+
+    /// Nothing of one member runs any more, or can start again. A lost pod that still exists may be one
+    /// that its kubelet has not started yet: its successor waits until it is gone.
+    pub(super) fn settle(&mut self, key: PodKey) {
+        if self.state.pods.get(&key).is_some_and(Pod::takes_room) {
+            return;
+        }
+        let Some((group, live)) = self.group_of(key) else {
             return;
         };
         live.left = live.left.saturating_sub(1);
-        if outcome != Outcome::Succeeded {
-            live.worst = live.worst.max_by_gravity(outcome);
-        }
         let live = *live;
-        if live.left == 0 {
+        if live.left == 0
+            && let Some(job) = self.state.jobs.get_mut(&key.job)
+        {
             job.live.remove(&group);
             self.conclude(key.job, group, live);
-        } else if live.worst.is_some() {
-            let members = job.members(group);
-            for task in members {
-                self.want_stop(PodKey { task, ..key }, StopReason::Gang);
-            }
         }
+        self.touch_job(key.job);
+    }
+
+    /// The live group that an attempt is part of.
+    fn group_of(&mut self, key: PodKey) -> Option<(u32, &mut Live)> {
+        let job = self.state.jobs.get_mut(&key.job)?;
+        let group = job.group_of(key.task);
+        let live = job.live.get_mut(&group).filter(|live| live.tries.attempts == key.attempt.0)?;
+        Some((group, live))
     }
 
     /// Every member of a group has ended.
@@ -124,10 +131,7 @@ impl Sched {
         let (again, wait) = match worst {
             Outcome::Failed => {
                 tries.failures += 1;
-                (
-                    tries.failures <= job.record.spec.retries,
-                    self.config.backoff(tries.failures),
-                )
+                (tries.failures <= job.record.spec.retries, self.config.backoff(tries.failures))
             }
             Outcome::Refused => {
                 tries.refusals += 1;
@@ -135,10 +139,7 @@ impl Sched {
             }
             Outcome::Lost | Outcome::GangStopped => {
                 tries.losses += 1;
-                (
-                    tries.losses <= self.config.lost_limit,
-                    self.config.backoff(tries.losses),
-                )
+                (tries.losses <= self.config.lost_limit, self.config.backoff(tries.losses))
             }
             Outcome::Succeeded
             | Outcome::Cancelled
@@ -152,10 +153,7 @@ impl Sched {
             job.worst.get_or_insert(worst);
             return;
         }
-        let retry = Retry {
-            tries,
-            not_before_ms: self.clock_ms.saturating_add(wait),
-        };
+        let retry = Retry { tries, not_before_ms: self.clock_ms.saturating_add(wait) };
         job.waiting.insert(group, retry);
         self.index.add_waiting(id, group, retry, self.clock_ms);
     }
@@ -181,12 +179,7 @@ impl Sched {
     }
 
     fn want_stop(&mut self, key: PodKey, why: StopReason) {
-        if self
-            .state
-            .pods
-            .get(&key)
-            .is_some_and(|pod| pod.is_live() && pod.stop.is_none())
-        {
+        if self.state.pods.get(&key).is_some_and(|pod| pod.is_live() && pod.stop.is_none()) {
             self.edit_pod(key, |pod| pod.stop = Some(why));
         }
     }

@@ -77,8 +77,6 @@ impl Config {
     /// The wait before try number `tries` (from 1) is repeated.
     pub(super) fn backoff(&self, tries: u32) -> u64 {
         let doublings = tries.saturating_sub(1).min(32);
-        self.backoff_ms
-            .saturating_mul(1 << doublings)
-            .min(self.backoff_max_ms)
+        self.backoff_ms.saturating_mul(1 << doublings).min(self.backoff_max_ms)
     }
 }

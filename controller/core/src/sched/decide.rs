@@ -105,11 +105,7 @@ impl Sched {
             .members(group)
             .zip(nodes)
             .map(|(task, node)| Action::CreatePod {
-                pod: PodKey {
-                    job: id,
-                    task,
-                    attempt,
-                },
+                pod: PodKey { job: id, task, attempt },
                 node: node.clone(),
                 resume: job.newest_checkpoint(task),
             })
@@ -129,11 +125,7 @@ impl Sched {
     }
 
     pub(super) fn rack(&self) -> Rack<'_> {
-        Rack {
-            config: &self.config,
-            state: &self.state,
-            used: &self.index.used,
-        }
+        Rack { config: &self.config, state: &self.state, used: &self.index.used }
     }
 
     /// Whether launches pause until finished pods are archived and pruned.
@@ -151,12 +143,8 @@ impl Sched {
     /// The hold that the next decision would see for a job at this place in the order: that of the
     /// first starved job before it.
     pub(super) fn hold_before(&self, order: Order) -> Option<Hold> {
-        let mut heads: Vec<(Order, &Arc<Shape>)> = self
-            .index
-            .queue
-            .iter()
-            .filter_map(|(shape, jobs)| Some((*jobs.first()?, shape)))
-            .collect();
+        let mut heads: Vec<(Order, &Arc<Shape>)> =
+            self.index.queue.iter().filter_map(|(shape, jobs)| Some((*jobs.first()?, shape))).collect();
         heads.sort();
         let before = heads.into_iter().take_while(|(head, _)| *head < order);
         before

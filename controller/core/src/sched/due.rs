@@ -16,21 +16,11 @@ impl Sched {
         match pod.state {
             PodState::Reserved | PodState::Starting | PodState::Running => self.live_due(key, pod),
             PodState::Finished if pod.asked == Some(Asked::Archive) => None,
-            PodState::Finished => Some((
-                0,
-                Action::Archive {
-                    pod: key,
-                    uid: pod.uid.clone(),
-                },
-            )),
+            PodState::Finished => Some((0, Action::Archive { pod: key, uid: pod.uid.clone() })),
             PodState::Archived if pod.asked == Some(Asked::Prune) => None,
             PodState::Archived => {
                 let uid = pod.uid.clone()?;
-                let force = self
-                    .state
-                    .nodes
-                    .get(&pod.node)
-                    .is_none_or(|node| !node.is_usable());
+                let force = self.state.nodes.get(&pod.node).is_none_or(|node| !node.is_usable());
                 Some((self.prune_at(pod, kept), Action::Prune { pod: key, uid, force }))
             }
         }
@@ -40,41 +30,21 @@ impl Sched {
     /// created after all, it would run beside its successor.
     fn live_due(&self, key: PodKey, pod: &Pod) -> Option<(u64, Action)> {
         let uid = pod.uid.clone()?;
-        let stop = |why| Action::StopPod {
-            pod: key,
-            uid: Some(uid.clone()),
-            why,
-        };
+        let stop = |why| Action::StopPod { pod: key, uid: Some(uid.clone()), why };
         if let Some(why) = pod.stop
             && pod.asked != Some(Asked::Stop)
         {
             return Some((0, stop(why)));
         }
-        let lost = self
-            .state
-            .nodes
-            .get(&pod.node)
-            .and_then(|node| node.unready_since_ms)
-            .map(|since| {
-                let at = since
-                    .saturating_add(self.config.lease_ms)
-                    .saturating_add(self.config.lease_grace_ms);
-                (
-                    at,
-                    Action::DeclareLost {
-                        pod: key,
-                        node: pod.node.clone(),
-                    },
-                )
-            });
-        let limit = pod
-            .started_at_ms
-            .filter(|_| pod.stop.is_none())
-            .and_then(|started| {
-                let spec = &self.state.jobs.get(&key.job)?.record.spec;
-                let at = started.saturating_add(spec.max_run_time_s.saturating_mul(1000));
-                Some((at, stop(StopReason::TimeLimit)))
-            });
+        let lost = self.state.nodes.get(&pod.node).and_then(|node| node.unready_since_ms).map(|since| {
+            let at = since.saturating_add(self.config.lease_ms).saturating_add(self.config.lease_grace_ms);
+            (at, Action::DeclareLost { pod: key, node: pod.node.clone() })
+        });
+        let limit = pod.started_at_ms.filter(|_| pod.stop.is_none()).and_then(|started| {
+            let spec = &self.state.jobs.get(&key.job)?.record.spec;
+            let at = started.saturating_add(spec.max_run_time_s.saturating_mul(1000));
+            Some((at, stop(StopReason::TimeLimit)))
+        });
         lost.into_iter().chain(limit).min_by_key(|(at, _)| *at)
     }
 
@@ -98,13 +68,7 @@ impl Sched {
             return None;
         }
         if job.is_done() {
-            return Some((
-                0,
-                Action::FinishJob {
-                    job: id,
-                    outcome: job.final_outcome(),
-                },
-            ));
+            return Some((0, Action::FinishJob { job: id, outcome: job.final_outcome() }));
         }
         if job.stop.is_some() {
             return None;
@@ -113,11 +77,8 @@ impl Sched {
         if job.doomed {
             return Some((0, stop(StopReason::Dependency)));
         }
-        let deadline = job
-            .record
-            .spec
-            .deadline_s
-            .map(|at_s| (at_s.saturating_mul(1000), stop(StopReason::Deadline)));
+        let deadline =
+            job.record.spec.deadline_s.map(|at_s| (at_s.saturating_mul(1000), stop(StopReason::Deadline)));
         let cap = self.cap_reached_at(id).map(|at| (at, stop(StopReason::MoneyCap)));
         deadline.into_iter().chain(cap).min_by_key(|(at, _)| *at)
     }
@@ -131,11 +92,7 @@ impl Sched {
         if job.spent >= cap {
             return Some(0);
         }
-        let live = self
-            .state
-            .pods
-            .range(pods_of(id))
-            .filter(|(_, pod)| pod.is_live());
+        let live = self.state.pods.range(pods_of(id)).filter(|(_, pod)| pod.is_live());
         let (rate, placed) = live.fold((0_i128, 0_i128), |(rate, placed), (_, pod)| {
             let own = i128::from(pod.rate_micros);
             (rate + own, placed + own * i128::from(pod.placed_at_ms))

@@ -63,12 +63,7 @@ impl Sched {
     /// Why a job is where it is; unknown once it has ended and its pods are gone.
     pub fn explain(&self, id: JobId) -> Option<Explanation> {
         let job = self.state.jobs.get(&id)?;
-        let say = |verdict, sentence: String| Explanation {
-            job: id,
-            verdict,
-            sentence,
-            nodes: Vec::new(),
-        };
+        let say = |verdict, sentence: String| Explanation { job: id, verdict, sentence, nodes: Vec::new() };
         let view = self.view(id)?;
         if let Some(outcome) = job.outcome {
             return Some(say(Verdict::Ended, format!("has ended: {}", outcome.as_str())));
@@ -86,35 +81,17 @@ impl Sched {
         }
         if !job.blocked_on.is_empty() {
             let names: Vec<String> = job.blocked_on.iter().map(ToString::to_string).collect();
-            return Some(say(
-                Verdict::Dependency,
-                format!("waits for {} to succeed", names.join(", ")),
-            ));
+            return Some(say(Verdict::Dependency, format!("waits for {} to succeed", names.join(", "))));
         }
         if !job.has_pending() {
-            let word = if view.phase == JobPhase::Running {
-                "runs"
-            } else {
-                "starts"
-            };
-            let sentence = format!(
-                "{word}: everything has a place, {} running",
-                pods(view.counts.running)
-            );
+            let word = if view.phase == JobPhase::Running { "runs" } else { "starts" };
+            let sentence = format!("{word}: everything has a place, {} running", pods(view.counts.running));
             return Some(say(Verdict::Placed, sentence));
         }
         if job.fresh == job.groups() && !self.index.ready.contains_key(&id) {
-            let next = job
-                .waiting
-                .values()
-                .map(|retry| retry.not_before_ms)
-                .min()
-                .unwrap_or_default();
+            let next = job.waiting.values().map(|retry| retry.not_before_ms).min().unwrap_or_default();
             let wait_s = next.saturating_sub(self.clock_ms).div_ceil(1000);
-            return Some(say(
-                Verdict::Backoff,
-                format!("waits {wait_s} s before its next attempt"),
-            ));
+            return Some(say(Verdict::Backoff, format!("waits {wait_s} s before its next attempt")));
         }
         Some(self.explain_placement(id, job))
     }
@@ -132,18 +109,13 @@ impl Sched {
         let answers = asked.iter().map(|(node, blockers)| NodeAnswer {
             node: node.facts.name.clone(),
             fits: blockers.is_empty(),
-            reasons: blockers
-                .iter()
-                .map(|blocker| self.reason(node, blocker, &shape))
-                .collect(),
+            reasons: blockers.iter().map(|blocker| self.reason(node, blocker, &shape)).collect(),
         });
         let (verdict, sentence) = if !rack.could_ever_fit(&shape) {
             (Verdict::Never, self.why_never(&shape))
         } else if self.is_backlogged() {
-            let sentence = format!(
-                "waits: {} finished pods are not archived and pruned yet",
-                self.index.backlog
-            );
+            let sentence =
+                format!("waits: {} finished pods are not archived and pruned yet", self.index.backlog);
             (Verdict::Paused, sentence)
         } else if rack.place(&shape, hold.as_ref()).is_some() {
             (
@@ -153,12 +125,7 @@ impl Sched {
         } else {
             (Verdict::Waits, self.why_waits(&shape, &asked))
         };
-        Explanation {
-            job: id,
-            verdict,
-            sentence,
-            nodes: answers.collect(),
-        }
+        Explanation { job: id, verdict, sentence, nodes: answers.collect() }
     }
 
     /// The nodes that run jobs and could be the ones, with what stops them for good.
@@ -171,12 +138,7 @@ impl Sched {
     }
 
     fn roles(&self) -> String {
-        self.config
-            .job_roles
-            .iter()
-            .map(String::as_str)
-            .collect::<Vec<_>>()
-            .join("/")
+        self.config.job_roles.iter().map(String::as_str).collect::<Vec<_>>().join("/")
     }
 
     fn why_never(&self, shape: &Shape) -> String {
@@ -187,18 +149,15 @@ impl Sched {
             return format!("cannot run: no node with role {roles} is known; add one");
         }
         if let Some(wanted) = &asked.gpu_type
-            && nodes
-                .iter()
-                .all(|node| node.facts.gpu_type.as_ref() != Some(wanted))
+            && nodes.iter().all(|node| node.facts.gpu_type.as_ref() != Some(wanted))
         {
             return format!(
                 "needs GPUs of type {wanted}, which no {roles} node has: change the request or add a node"
             );
         }
         let too_much = [Kind::Cpu, Kind::Memory, Kind::Gpu].into_iter().find_map(|kind| {
-            let largest = nodes
-                .iter()
-                .max_by_key(|node| (offered(kind, node), std::cmp::Reverse(&node.facts.name)))?;
+            let largest =
+                nodes.iter().max_by_key(|node| (offered(kind, node), std::cmp::Reverse(&node.facts.name)))?;
             let most = offered(kind, largest);
             (wanted(kind, asked) > most).then(|| {
                 let (wanted, most) = (amount(kind, wanted(kind, asked)), amount(kind, most));
@@ -217,11 +176,7 @@ impl Sched {
         match shape.gang {
             None => format!("needs {what} on one node; each {roles} node has too little of one or the other"),
             Some(gang) => {
-                let apart = if gang.spread {
-                    ", each on a node of its own"
-                } else {
-                    ""
-                };
+                let apart = if gang.spread { ", each on a node of its own" } else { "" };
                 format!(
                     "needs {} at once with {what} each{apart}; the {} with role {roles} cannot take them all even \
                      when empty: change the request or add a node",
@@ -239,52 +194,29 @@ impl Sched {
             .filter(|(node, blockers)| !node.gone && !blockers.iter().any(Blocker::is_permanent))
             .collect();
         let roles = self.roles();
-        let of = format!(
-            "{} of {roles} node{}",
-            able.len(),
-            if able.len() == 1 { "" } else { "s" }
-        );
+        let of = format!("{} of {roles} node{}", able.len(), if able.len() == 1 { "" } else { "s" });
         let mut parts = Vec::new();
         let full: Vec<&Node> = with(&able, |blocker| matches!(blocker, Blocker::Full(_)));
-        if let Some(best) = full
-            .iter()
-            .max_by_key(|node| (self.free_share(node), std::cmp::Reverse(&node.facts.name)))
+        if let Some(best) =
+            full.iter().max_by_key(|node| (self.free_share(node), std::cmp::Reverse(&node.facts.name)))
         {
-            parts.push(format!(
-                "{} of {of} full, {}",
-                full.len(),
-                self.free_on(best, shape)
-            ));
+            parts.push(format!("{} of {of} full, {}", full.len(), self.free_on(best, shape)));
         }
         for (node, blockers) in &able {
-            for blocker in blockers
-                .iter()
-                .filter(|blocker| !matches!(blocker, Blocker::Full(_)))
-            {
-                parts.push(format!(
-                    "{} {}",
-                    node.facts.name,
-                    self.reason(node, blocker, shape)
-                ));
+            for blocker in blockers.iter().filter(|blocker| !matches!(blocker, Blocker::Full(_))) {
+                parts.push(format!("{} {}", node.facts.name, self.reason(node, blocker, shape)));
             }
         }
         let free = able.iter().filter(|(_, blockers)| blockers.is_empty()).count();
         if let Some(gang) = shape.gang.filter(|_| free > 0) {
             parts.insert(
                 0,
-                format!(
-                    "its {} do not all fit at once, {free} of {of} would take one",
-                    pods(gang.size)
-                ),
+                format!("its {} do not all fit at once, {free} of {of} would take one", pods(gang.size)),
             );
         }
         let shown: Vec<String> = parts.iter().take(4).cloned().collect();
         let more = parts.len().saturating_sub(shown.len());
-        let tail = if more > 0 {
-            format!("; and {more} more reasons")
-        } else {
-            String::new()
-        };
+        let tail = if more > 0 { format!("; and {more} more reasons") } else { String::new() };
         format!("waits: {}{tail}", shown.join("; "))
     }
 
@@ -339,22 +271,13 @@ impl Sched {
             })
             .collect();
         let parts: Vec<String> = parts.into_iter().collect();
-        format!(
-            "{} on {}, {} needed",
-            parts.join(" and "),
-            node.facts.name,
-            ask(&shape.resources)
-        )
+        format!("{} on {}, {} needed", parts.join(" and "), node.facts.name, ask(&shape.resources))
     }
 }
 
 /// Nodes that have a blocker of some kind.
 fn with<'a>(asked: &[&(&'a Node, Vec<Blocker>)], is: impl Fn(&Blocker) -> bool) -> Vec<&'a Node> {
-    asked
-        .iter()
-        .filter(|(_, blockers)| blockers.iter().any(&is))
-        .map(|(node, _)| *node)
-        .collect()
+    asked.iter().filter(|(_, blockers)| blockers.iter().any(&is)).map(|(node, _)| *node).collect()
 }
 
 impl Kind {
@@ -399,11 +322,7 @@ fn amount(kind: Kind, value: u64) -> String {
 
 /// A request as people say it: `2 cpu and 1 GiB of memory`.
 fn ask(requests: &Resources) -> String {
-    let gpu = if requests.gpu.is_zero() {
-        String::new()
-    } else {
-        format!(", {} gpu", requests.gpu)
-    };
+    let gpu = if requests.gpu.is_zero() { String::new() } else { format!(", {} gpu", requests.gpu) };
     format!("{} cpu{gpu} and {} of memory", requests.cpu, requests.memory)
 }
 

@@ -22,11 +22,7 @@ impl Shape {
     pub(super) fn of(spec: &JobSpec, datasets: &[DatasetPin]) -> Self {
         let mut datasets = datasets.to_vec();
         datasets.sort();
-        Self {
-            resources: spec.resources.clone(),
-            gang: spec.gang,
-            datasets,
-        }
+        Self { resources: spec.resources.clone(), gang: spec.gang, datasets }
     }
 
     /// Pods that start together.
@@ -164,17 +160,10 @@ impl Rack<'_> {
             blockers.push(Blocker::GpuType);
         }
         for wanted in &shape.datasets {
-            let held = facts
-                .datasets
-                .get(&wanted.name)
-                .map(Vec::as_slice)
-                .unwrap_or_default();
+            let held = facts.datasets.get(&wanted.name).map(Vec::as_slice).unwrap_or_default();
             if !held.iter().any(|held| held.version == wanted.version) {
                 let held = held.iter().map(|held| held.generation).max();
-                blockers.push(Blocker::Dataset {
-                    name: wanted.name.clone(),
-                    held,
-                });
+                blockers.push(Blocker::Dataset { name: wanted.name.clone(), held });
             }
         }
         blockers
@@ -191,10 +180,8 @@ impl Rack<'_> {
             .collect();
         let mut places = Vec::new();
         for _ in 0..shape.members() {
-            let best = candidates
-                .iter_mut()
-                .filter(|candidate| candidate.takes(shape))
-                .min_by_key(|candidate| {
+            let best =
+                candidates.iter_mut().filter(|candidate| candidate.takes(shape)).min_by_key(|candidate| {
                     (candidate.left_after(&shape.resources), &candidate.node.facts.name)
                 })?;
             best.used.add(&shape.resources);
@@ -211,12 +198,7 @@ impl Rack<'_> {
             !blockers.iter().any(Blocker::is_permanent)
         };
         let mut room = 0_u64;
-        for node in self
-            .state
-            .nodes
-            .values()
-            .filter(|node| !node.gone && lasting(node))
-        {
+        for node in self.state.nodes.values().filter(|node| !node.gone && lasting(node)) {
             let members = Free::of(&node.facts.allocatable, Used::default()).times(&shape.resources);
             room += if shape.spread() { members.min(1) } else { members };
         }
@@ -265,11 +247,7 @@ struct Candidate<'a> {
 
 impl<'a> Candidate<'a> {
     fn new(node: &'a Node, used: Used) -> Self {
-        Self {
-            node,
-            used,
-            members: 0,
-        }
+        Self { node, used, members: 0 }
     }
 
     fn takes(&self, shape: &Shape) -> bool {
@@ -322,11 +300,7 @@ impl Free {
     /// How many pods with these requests fit.
     fn times(self, requests: &Resources) -> u64 {
         let fits = |(_, free, asked): (Kind, u64, u64)| free.checked_div(asked).unwrap_or(u64::MAX);
-        self.each(requests)
-            .into_iter()
-            .map(fits)
-            .min()
-            .unwrap_or_default()
+        self.each(requests).into_iter().map(fits).min().unwrap_or_default()
     }
 
     /// Free share of a node in millionths, summed over CPU, memory and GPUs.

@@ -153,8 +153,7 @@ fn is_backlog(pod: &Pod) -> bool {
 /// When a pod failed that is still there to be looked at.
 fn failure_at(pod: &Pod) -> Option<u64> {
     let there = !pod.is_live() && pod.is_failure() && !pod.gone && !pod.lost;
-    pod.finished_at_ms
-        .filter(|_| there && pod.asked != Some(super::state::Asked::Prune))
+    pod.finished_at_ms.filter(|_| there && pod.asked != Some(super::state::Asked::Prune))
 }
 
 impl Sched {
@@ -181,9 +180,7 @@ impl Sched {
             index.set_due(Due::Job(*id), self.job_due(*id).map(|(at, _)| at));
         }
         for (key, pod) in &self.state.pods {
-            let kept = self
-                .owner_of(*key)
-                .is_some_and(|owner| self.is_kept(&index, owner, *key, pod));
+            let kept = self.owner_of(*key).is_some_and(|owner| self.is_kept(&index, owner, *key, pod));
             index.set_due(Due::Pod(*key), self.pod_due(*key, kept).map(|(at, _)| at));
         }
         index
@@ -194,10 +191,7 @@ impl Sched {
     }
 
     pub(super) fn order_of(&self, job: &Job) -> Order {
-        (
-            Reverse(self.config.priority(&job.record.spec.priority)),
-            job.record.id,
-        )
+        (Reverse(self.config.priority(&job.record.spec.priority)), job.record.id)
     }
 
     /// Whether a failed pod is one of its owner's newest, which stay longer.
@@ -205,10 +199,7 @@ impl Sched {
         let Some((at, set)) = failure_at(pod).zip(index.failures.get(owner)) else {
             return false;
         };
-        set.iter()
-            .rev()
-            .take(self.config.kept_failed_per_owner)
-            .any(|entry| *entry == (at, key))
+        set.iter().rev().take(self.config.kept_failed_per_owner).any(|entry| *entry == (at, key))
     }
 
     /// Adds a pod's record.
@@ -266,12 +257,7 @@ impl Sched {
     fn touch_kept(&mut self, owner: &Owner) {
         let limit = self.config.kept_failed_per_owner;
         let border: Vec<PodKey> = self.index.failures.get(owner).map_or_else(Vec::new, |set| {
-            set.iter()
-                .rev()
-                .skip(limit.saturating_sub(1))
-                .take(2)
-                .map(|(_, key)| *key)
-                .collect()
+            set.iter().rev().skip(limit.saturating_sub(1)).take(2).map(|(_, key)| *key).collect()
         });
         for key in border {
             self.touch_pod(key);
@@ -309,6 +295,9 @@ impl Sched {
         {
             let order = self.order_of(&job);
             self.index.set_queued(&shape, order, false);
+            for other in &job.blocked_on {
+                remove_from(&mut self.index.dependents, other, &id);
+            }
             for (group, retry) in &job.waiting {
                 self.index.remove_waiting(id, *group, *retry);
             }
@@ -332,18 +321,16 @@ impl Sched {
             let ended = job.ended.succeeded + job.ended.failed + job.ended.cancelled;
             let tasks = job.record.spec.tasks();
             if pending + live + ended != tasks {
-                return Err(format!(
-                    "{id}: {pending} pending, {live} live, {ended} ended of {tasks} tasks"
-                ));
+                return Err(format!("{id}: {pending} pending, {live} live, {ended} ended of {tasks} tasks"));
             }
             for (group, live) in &job.live {
                 let current =
                     |key: &PodKey| key.attempt.0 == live.tries.attempts && job.group_of(key.task) == *group;
                 let pods = self.state.pods.range(pods_of(*id));
-                let left = pods.filter(|(key, pod)| current(key) && pod.is_live()).count();
+                let left = pods.filter(|(key, pod)| current(key) && pod.takes_room()).count();
                 if small(left) != live.left || left == 0 {
                     return Err(format!(
-                        "{id} group {group}: {left} live pods, {} members left",
+                        "{id} group {group}: {left} pods hold room, {} members left",
                         live.left
                     ));
                 }

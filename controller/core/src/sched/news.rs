@@ -14,16 +14,12 @@ impl Sched {
             What::Submitted { job } => {
                 !self.state.jobs.contains_key(&job.id) && !self.state.outcomes.contains_key(&job.id)
             }
-            What::CancelRequested { job, .. } => self
-                .state
-                .jobs
-                .get(job)
-                .is_some_and(|job| job.stop.is_none() && job.outcome.is_none()),
-            What::NodeSeen { node } => self
-                .state
-                .nodes
-                .get(&node.name)
-                .is_none_or(|known| known.gone || known.facts != **node),
+            What::CancelRequested { job, .. } => {
+                self.state.jobs.get(job).is_some_and(|job| job.stop.is_none() && job.outcome.is_none())
+            }
+            What::NodeSeen { node } => {
+                self.state.nodes.get(&node.name).is_none_or(|known| known.gone || known.facts != **node)
+            }
             What::NodeGone { node } => self.state.nodes.get(node).is_some_and(|known| !known.gone),
             What::ForeignPodSeen { pod } => self.state.foreign.get(&pod.uid) != Some(pod),
             What::ForeignPodGone { uid } => self.state.foreign.contains_key(uid),
@@ -45,14 +41,8 @@ impl Sched {
             What::PodGone { pod, uid: None } => pod_if(pod, &|pod| !pod.gone && pod.uid.is_none()),
             What::CheckpointSealed { pod, step, set } => self.is_new_checkpoint(*pod, *step, set),
             What::CheckpointRejected { pod, step } => self.state.jobs.get(&pod.job).is_some_and(|job| {
-                let sealed = job
-                    .checkpoints
-                    .get(&pod.task.0)
-                    .map(Vec::as_slice)
-                    .unwrap_or_default();
-                sealed
-                    .iter()
-                    .any(|sealed| sealed.attempt == pod.attempt && sealed.step == *step)
+                let sealed = job.checkpoints.get(&pod.task.0).map(Vec::as_slice).unwrap_or_default();
+                sealed.iter().any(|sealed| sealed.attempt == pod.attempt && sealed.step == *step)
             }),
             What::Archived { pod } => pod_if(pod, &|pod| pod.state == PodState::Finished),
             What::Decided { .. } => true,
@@ -67,11 +57,7 @@ impl Sched {
             job.live.contains_key(&group) || job.waiting.contains_key(&group)
         });
         job.is_some_and(|job| {
-            let known = job
-                .checkpoints
-                .get(&key.task.0)
-                .map(Vec::as_slice)
-                .unwrap_or_default();
+            let known = job.checkpoints.get(&key.task.0).map(Vec::as_slice).unwrap_or_default();
             let older =
                 known.len() >= KEPT_CHECKPOINTS && known.first().is_some_and(|oldest| step < oldest.step);
             !fenced && !older && !known.iter().any(|sealed| sealed.set == set)

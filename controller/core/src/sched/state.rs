@@ -176,29 +176,18 @@ impl Job {
 
     /// How many groups the job has: one for a gang, one for each task otherwise.
     pub(super) fn groups(&self) -> u32 {
-        if self.record.spec.gang.is_some() {
-            1
-        } else {
-            self.record.spec.tasks()
-        }
+        if self.record.spec.gang.is_some() { 1 } else { self.record.spec.tasks() }
     }
 
     /// The group that a task belongs to.
     pub(super) fn group_of(&self, task: TaskIndex) -> u32 {
-        if self.record.spec.gang.is_some() {
-            0
-        } else {
-            task.0
-        }
+        if self.record.spec.gang.is_some() { 0 } else { task.0 }
     }
 
     /// The tasks of a group.
     pub(super) fn members(&self, group: u32) -> impl Iterator<Item = TaskIndex> + use<> {
-        let tasks = if self.record.spec.gang.is_some() {
-            0..self.record.spec.tasks()
-        } else {
-            group..group + 1
-        };
+        let tasks =
+            if self.record.spec.gang.is_some() { 0..self.record.spec.tasks() } else { group..group + 1 };
         tasks.map(TaskIndex)
     }
 
@@ -220,19 +209,12 @@ impl Job {
     /// The checkpoint that a task's next attempt resumes from.
     pub(super) fn newest_checkpoint(&self, task: TaskIndex) -> Option<CheckpointRef> {
         let sealed = self.checkpoints.get(&task.0)?.last()?;
-        Some(CheckpointRef {
-            task,
-            step: sealed.step,
-            set: sealed.set.clone(),
-        })
+        Some(CheckpointRef { task, step: sealed.step, set: sealed.set.clone() })
     }
 
     /// How the job ended, if every task has.
     pub(super) fn final_outcome(&self) -> Outcome {
-        let stopped = self
-            .stop
-            .filter(|_| self.ended.cancelled > 0)
-            .map(StopReason::outcome);
+        let stopped = self.stop.filter(|_| self.ended.cancelled > 0).map(StopReason::outcome);
         stopped.or(self.worst).unwrap_or(Outcome::Succeeded)
     }
 }
@@ -240,10 +222,7 @@ impl Job {
 impl Pod {
     /// Whether it may still run.
     pub(super) const fn is_live(&self) -> bool {
-        matches!(
-            self.state,
-            PodState::Reserved | PodState::Starting | PodState::Running
-        )
+        matches!(self.state, PodState::Reserved | PodState::Starting | PodState::Running)
     }
 
     /// Whether it takes room on its node.
@@ -269,15 +248,7 @@ impl Pod {
 
 /// All keys of a job's pods.
 pub(super) fn pods_of(job: JobId) -> RangeInclusive<PodKey> {
-    let first = PodKey {
-        job,
-        task: TaskIndex(0),
-        attempt: AttemptNo(0),
-    };
-    let last = PodKey {
-        job,
-        task: TaskIndex(u32::MAX),
-        attempt: AttemptNo(u32::MAX),
-    };
+    let first = PodKey { job, task: TaskIndex(0), attempt: AttemptNo(0) };
+    let last = PodKey { job, task: TaskIndex(u32::MAX), attempt: AttemptNo(u32::MAX) };
     first..=last
 }

@@ -1,1 +1,1 @@
-//! Tests.
+//! What the scheduler does, example by example.

@@ -97,11 +97,8 @@ impl Sched {
         };
         for (group, live) in &job.live {
             for task in job.members(*group) {
-                let key = PodKey {
-                    job: id,
-                    task,
-                    attempt: rackwright_wire::id::AttemptNo(live.tries.attempts),
-                };
+                let key =
+                    PodKey { job: id, task, attempt: rackwright_wire::id::AttemptNo(live.tries.attempts) };
                 match self.state.pods.get(&key).map(|pod| pod.state) {
                     Some(PodState::Running) => counts.running += 1,
                     // A member that ended before the rest of its gang counts with the gang.
@@ -131,30 +128,16 @@ impl Sched {
     /// Jobs whose view may have changed since the last call, in order of submission.
     pub fn take_changed(&mut self) -> Vec<JobView> {
         let changed = std::mem::take(&mut self.changed);
-        changed
-            .into_iter()
-            .filter_map(|(id, dropped)| dropped.or_else(|| self.view(id)))
-            .collect()
+        changed.into_iter().filter_map(|(id, dropped)| dropped.or_else(|| self.view(id))).collect()
     }
 
     /// One attempt whose pod exists or may exist.
     pub fn attempt(&self, key: PodKey) -> Option<AttemptView> {
         let pod = self.state.pods.get(&key)?;
-        let sealed = self
-            .state
-            .jobs
-            .get(&key.job)
-            .and_then(|job| job.checkpoints.get(&key.task.0));
-        let own = sealed
-            .into_iter()
-            .flatten()
-            .filter(|sealed| sealed.attempt == key.attempt);
+        let sealed = self.state.jobs.get(&key.job).and_then(|job| job.checkpoints.get(&key.task.0));
+        let own = sealed.into_iter().flatten().filter(|sealed| sealed.attempt == key.attempt);
         let checkpoints = own
-            .map(|sealed| CheckpointRef {
-                task: key.task,
-                step: sealed.step,
-                set: sealed.set.clone(),
-            })
+            .map(|sealed| CheckpointRef { task: key.task, step: sealed.step, set: sealed.set.clone() })
             .collect();
         Some(AttemptView {
             pod: key,
@@ -175,11 +158,7 @@ impl Sched {
 
     /// A job's attempts whose pods exist or may exist, in order of task and attempt.
     pub fn attempts(&self, id: JobId) -> Vec<AttemptView> {
-        self.state
-            .pods
-            .range(pods_of(id))
-            .filter_map(|(key, _)| self.attempt(*key))
-            .collect()
+        self.state.pods.range(pods_of(id)).filter_map(|(key, _)| self.attempt(*key)).collect()
     }
 
     /// All nodes, by name.
@@ -213,41 +192,22 @@ impl Sched {
     /// What was asked for and not answered: to be carried out again after a restart and in every full
     /// pass. A pod whose creation was never confirmed and that is to be stopped is stopped by name.
     pub fn outstanding(&self) -> Vec<Action> {
-        self.state
-            .pods
-            .iter()
-            .filter_map(|(key, pod)| self.asked_again(*key, pod))
-            .collect()
+        self.state.pods.iter().filter_map(|(key, pod)| self.asked_again(*key, pod)).collect()
     }
 
     fn asked_again(&self, key: PodKey, pod: &super::state::Pod) -> Option<Action> {
         match (pod.asked?, pod.stop) {
-            (Asked::Create | Asked::Stop, Some(why)) => Some(Action::StopPod {
-                pod: key,
-                uid: pod.uid.clone(),
-                why,
-            }),
-            (Asked::Create, None) => Some(Action::CreatePod {
-                pod: key,
-                node: pod.node.clone(),
-                resume: pod.resumed.clone(),
-            }),
+            (Asked::Create | Asked::Stop, Some(why)) => {
+                Some(Action::StopPod { pod: key, uid: pod.uid.clone(), why })
+            }
+            (Asked::Create, None) => {
+                Some(Action::CreatePod { pod: key, node: pod.node.clone(), resume: pod.resumed.clone() })
+            }
             (Asked::Stop, None) => None,
-            (Asked::Archive, _) => Some(Action::Archive {
-                pod: key,
-                uid: pod.uid.clone(),
-            }),
+            (Asked::Archive, _) => Some(Action::Archive { pod: key, uid: pod.uid.clone() }),
             (Asked::Prune, _) => {
-                let force = self
-                    .state
-                    .nodes
-                    .get(&pod.node)
-                    .is_none_or(|node| !node.is_usable());
-                Some(Action::Prune {
-                    pod: key,
-                    uid: pod.uid.clone()?,
-                    force,
-                })
+                let force = self.state.nodes.get(&pod.node).is_none_or(|node| !node.is_usable());
+                Some(Action::Prune { pod: key, uid: pod.uid.clone()?, force })
             }
         }
     }
@@ -264,11 +224,6 @@ impl Sched {
     /// What a full list says about pods that it does not contain.
     pub fn vanished(expected: &BTreeMap<PodKey, PodUid>, listed: &BTreeSet<PodUid>) -> Vec<What> {
         let missing = expected.iter().filter(|(_, uid)| !listed.contains(uid));
-        missing
-            .map(|(key, uid)| What::PodGone {
-                pod: *key,
-                uid: Some(uid.clone()),
-            })
-            .collect()
+        missing.map(|(key, uid)| What::PodGone { pod: *key, uid: Some(uid.clone()) }).collect()
     }
 }
