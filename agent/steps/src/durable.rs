@@ -5,13 +5,16 @@
 //! in the same tree.
 
 use crate::owner::Owner;
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 /// Writes `content` to `path`, durable and all or nothing. The folder must exist.
 pub(crate) fn write(path: &Path, content: &[u8], mode: u32, owner: Option<Owner>) -> io::Result<()> {
+    let _turn = Turn::take(path);
     let temp = temp_name(path);
     let written = write_temp(&temp, content, mode, owner).and_then(|()| fs::rename(&temp, path));
     if let Err(error) = written {
@@ -20,6 +23,31 @@ pub(crate) fn write(path: &Path, content: &[u8], mode: u32, owner: Option<Owner>
         return Err(error);
     }
     sync_parent(path)
+}
+
+/// Files that are being written in this process. Steps run concurrently, and several certificate steps
+/// bring the same CA certificate: without turns one renames the temporary file that the other writes.
+static WRITING: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+static WRITTEN: Condvar = Condvar::new();
+
+/// The right to write one path; given back when dropped.
+struct Turn<'p>(&'p Path);
+
+impl<'p> Turn<'p> {
+    fn take(path: &'p Path) -> Self {
+        let mut writing = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
+        while !writing.insert(path.to_owned()) {
+            writing = WRITTEN.wait(writing).unwrap_or_else(PoisonError::into_inner);
+        }
+        Self(path)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        WRITING.lock().unwrap_or_else(PoisonError::into_inner).remove(self.0);
+        WRITTEN.notify_all();
+    }
 }
 
 fn write_temp(temp: &Path, content: &[u8], mode: u32, owner: Option<Owner>) -> io::Result<()> {
@@ -93,6 +121,19 @@ mod tests {
         write(&path, b"whole", 0o640, None).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "whole");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o640);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn many_writers_of_one_file_take_turns() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ca.crt");
+        std::thread::scope(|scope| {
+            for _ in 0..16 {
+                scope.spawn(|| write(&path, b"the same", 0o644, None).unwrap());
+            }
+        });
+        assert_eq!(fs::read_to_string(&path).unwrap(), "the same");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
