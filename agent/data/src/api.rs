@@ -38,6 +38,9 @@ const WANTED_LIMIT: usize = 64 * 1024 * 1024;
 const JSON_LIMIT: usize = 1024 * 1024;
 /// Longest that a request for a chunk is held.
 const LONGEST_WAIT: Duration = Duration::from_secs(20);
+/// A predecessor may hear of a version later than its successor: an object that nobody knows yet is
+/// waited for, but shortly.
+const UNKNOWN_WAIT: Duration = Duration::from_secs(2);
 /// Bytes read from the disk at once for a reader.
 const READ_BYTES: u64 = 256 * 1024;
 
@@ -83,9 +86,13 @@ async fn put_trust(_: Controller, State(api): State<Api>, pem: String) -> Result
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn put_wanted(_: Controller, State(api): State<Api>, Json(wanted): Json<Wanted>) -> Result<Json<Held>, Refusal> {
+async fn put_wanted(
+    _: Controller,
+    State(api): State<Api>,
+    Json(wanted): Json<Wanted>,
+) -> Result<Json<Held>, Refusal> {
     let node = Arc::clone(&api.node);
-    Ok(Json(blocking(move || node.accept(wanted)).await?))
+    Ok(Json(blocking(move || node.accept(&wanted)).await?))
 }
 
 async fn held(_: Known, State(api): State<Api>) -> Result<Json<Held>, Refusal> {
@@ -137,20 +144,32 @@ async fn chunk(
 ) -> Result<Response, Refusal> {
     let hash = hash_of(&hash)?;
     let wait = Duration::from_millis(query.wait_ms).min(LONGEST_WAIT);
-    let deadline = tokio::time::Instant::now() + wait;
+    let begun = tokio::time::Instant::now();
     let mut changes = api.node.store.changes();
     loop {
         changes.borrow_and_update();
         let store = Arc::clone(&api.node.store);
-        match blocking(move || store.chunk(hash, index)).await? {
+        let available = blocking(move || store.chunk(hash, index)).await?;
+        let wait = match available {
             Availability::Here(readable) => return Ok(stream_chunk(readable, query.from)),
-            Availability::Unknown => return Err(Error::Missing(format!("chunk {index} of object {hash}")).into()),
-            Availability::Coming(received) => {
-                if !matches!(tokio::time::timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {
-                    let received = [(RECEIVED_HEADER, received.to_string())];
-                    return Ok((StatusCode::SERVICE_UNAVAILABLE, received, "not here yet").into_response());
-                }
-            }
+            Availability::Coming(_) => wait,
+            Availability::Unknown => wait.min(UNKNOWN_WAIT),
+        };
+        if !matches!(tokio::time::timeout_at(begun + wait, changes.changed()).await, Ok(Ok(()))) {
+            return not_here(&api, hash, index, query.from).await;
+        }
+    }
+}
+
+/// The answer when waiting did not help: "not yet" with how far this node is, or "unknown".
+async fn not_here(api: &Api, hash: blake3::Hash, index: u64, from: u64) -> Result<Response, Refusal> {
+    let store = Arc::clone(&api.node.store);
+    match blocking(move || store.chunk(hash, index)).await? {
+        Availability::Here(readable) => Ok(stream_chunk(readable, from)),
+        Availability::Unknown => Err(Error::Missing(format!("chunk {index} of object {hash}")).into()),
+        Availability::Coming(received) => {
+            let received = [(RECEIVED_HEADER, received.to_string())];
+            Ok((StatusCode::SERVICE_UNAVAILABLE, received, "not here yet").into_response())
         }
     }
 }
@@ -195,7 +214,8 @@ async fn put_object(
     body: Body,
 ) -> Result<StatusCode, Refusal> {
     let hash = hash_of(&hash)?;
-    let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let length =
+        headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     let length = length.ok_or_else(|| Error::refused("an object", "it comes without Content-Length"))?;
     let store = Arc::clone(&api.node.store);
     if blocking(move || if store.has(hash) { Ok(true) } else { store.admit(length).map(|()| false) }).await? {
@@ -225,7 +245,11 @@ async fn list_sets(
     Ok(Json(SetList { sets: blocking(move || store.list_sets(&filter)).await? }))
 }
 
-async fn get_set(_: Known, State(api): State<Api>, Path(id): Path<String>) -> Result<Json<SealedSet>, Refusal> {
+async fn get_set(
+    _: Known,
+    State(api): State<Api>,
+    Path(id): Path<String>,
+) -> Result<Json<SealedSet>, Refusal> {
     let store = Arc::clone(&api.node.store);
     Ok(Json(blocking(move || store.set(&id)).await?))
 }

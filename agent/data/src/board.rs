@@ -39,7 +39,8 @@ impl Board {
     /// The best peer of `names` that is not paused.
     pub(crate) fn pick(&self, names: &[&str], now: Instant) -> Pick {
         let honest = || names.iter().enumerate().filter(|(_, name)| !self.liars.contains(**name));
-        let until = |name: &str| self.scores.get(name).and_then(|score| score.until).filter(|until| *until > now);
+        let until =
+            |name: &str| self.scores.get(name).and_then(|score| score.until).filter(|until| *until > now);
         if let Some((place, _)) = honest().find(|(_, name)| until(name).is_none()) {
             return Pick::Ask(place);
         }
@@ -81,7 +82,11 @@ mod tests {
         board.pause("ml1", start);
         board.pause("ml1", start);
         assert_eq!(board.pick(&names, start), Pick::Ask(1));
-        assert_eq!(board.pick(&names, start + FIRST_PAUSE), Pick::Ask(0), "two failures at once are one strike");
+        assert_eq!(
+            board.pick(&names, start + FIRST_PAUSE),
+            Pick::Ask(0),
+            "two failures at once are one strike"
+        );
         board.pause("ml1", start + FIRST_PAUSE);
         assert_eq!(board.pick(&names, start + 2 * FIRST_PAUSE), Pick::Ask(1));
         board.lied("data1");

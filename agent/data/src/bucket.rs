@@ -54,7 +54,12 @@ impl BucketSource {
         let mut opened = Bucket::new(bucket, region, credentials).map_err(failed)?.with_path_style();
         // The crate's time-out would cover a whole body; idle time is watched here instead.
         opened.set_request_timeout(None);
-        Ok(Self { bucket: opened, dataset: request.dataset.clone(), spec: request.spec.clone(), prefix: prefix.clone() })
+        Ok(Self {
+            bucket: opened,
+            dataset: request.dataset.clone(),
+            spec: request.spec.clone(),
+            prefix: prefix.clone(),
+        })
     }
 
     pub(crate) async fn facts(&self) -> Result<SourceFacts, Error> {
@@ -124,7 +129,9 @@ impl BucketSource {
                 (false, None) => break,
                 (true, Some(next)) if token.as_ref() != Some(&next) => token = Some(next),
                 (truncated, next) => {
-                    return Err(failed(&format!("a page says truncated={truncated} and goes on at {next:?}")));
+                    return Err(failed(&format!(
+                        "a page says truncated={truncated} and goes on at {next:?}"
+                    )));
                 }
             }
         }

@@ -83,7 +83,10 @@ impl Exporter {
                 return self.remember(before, content).await;
             }
         }
-        Err(Error::source_text(format!("read {} in one state: it changes while it is read", request.spec.name())))
+        Err(Error::source_text(format!(
+            "read {} in one state: it changes while it is read",
+            request.spec.name()
+        )))
     }
 
     fn source(&self, request: &SourceRequest) -> Result<Source, Error> {
@@ -91,7 +94,8 @@ impl Exporter {
             let why = format!("version {} or dataset {:?} is not valid", request.version, request.dataset);
             return Err(Error::refused("a source request", why));
         }
-        let none = |kind: &str| Error::refused(request.spec.name(), format!("this server has no [{kind}] source"));
+        let none =
+            |kind: &str| Error::refused(request.spec.name(), format!("this server has no [{kind}] source"));
         match &request.spec {
             SourceSpec::Clickhouse { .. } => {
                 let access = self.clickhouse.as_ref().ok_or_else(|| none("clickhouse"))?;

@@ -289,7 +289,9 @@ impl Fetcher {
         let (mut taken, mut window) = (0u64, (Instant::now(), 0u64));
         let failure = loop {
             let bytes = match tokio::time::timeout(self.patience.idle, response.chunk()).await {
-                Err(_late) => break Some(format!("{} sent nothing for {:?}", peer.server, self.patience.idle)),
+                Err(_late) => {
+                    break Some(format!("{} sent nothing for {:?}", peer.server, self.patience.idle));
+                }
                 Ok(Err(cause)) => break Some(format!("{}: {}", peer.server, crate::error::chain(&cause))),
                 Ok(Ok(None)) if taken == want => break None,
                 Ok(Ok(None)) => break Some(format!("{} sent {taken} of {want} bytes", peer.server)),
@@ -309,7 +311,12 @@ impl Fetcher {
             if window.0.elapsed() >= self.patience.slow_after {
                 let floor = self.patience.slow_bytes_per_s.saturating_mul(window.0.elapsed().as_secs());
                 if window.1 < floor && Self::has_alternative(job, peer) {
-                    break Some(format!("{} is slow: {} bytes in {:?}", peer.server, window.1, window.0.elapsed()));
+                    break Some(format!(
+                        "{} is slow: {} bytes in {:?}",
+                        peer.server,
+                        window.1,
+                        window.0.elapsed()
+                    ));
                 }
                 window = (Instant::now(), 0);
             }

@@ -167,7 +167,8 @@ pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T
 
 /// Replaces a JSON file durably, indented for readers.
 pub(crate) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), Error> {
-    let mut bytes = serde_json::to_vec_pretty(value).map_err(|cause| Error::io("write", path)(cause.into()))?;
+    let mut bytes =
+        serde_json::to_vec_pretty(value).map_err(|cause| Error::io("write", path)(cause.into()))?;
     bytes.push(b'\n');
     durable::replace(path, &bytes)
 }

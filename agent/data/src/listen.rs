@@ -42,7 +42,8 @@ pub fn run(config: &Path, report: Reporter) -> Result<(), Error> {
     runtime.block_on(async {
         let node = Arc::new(Node::open(config, Patience::default())?);
         let listener = TcpListener::bind(node.config.listen).await;
-        let listener = listener.map_err(|cause| Error::setup(format!("listen on {}", node.config.listen), cause))?;
+        let listener =
+            listener.map_err(|cause| Error::setup(format!("listen on {}", node.config.listen), cause))?;
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         tokio::select! {

@@ -6,12 +6,12 @@
 //! on can do this, while insert tokens are younger.
 
 use crate::config::{Clickhouse, Load, read_secret};
+use crate::durable;
 use crate::error::Error;
 use crate::layout::hash_of;
 use crate::node::Node;
 use crate::sets::SetFilter;
 use crate::store::Store;
-use crate::durable;
 use clickhouse::{Client, Compression};
 use rackwright_wire::sealed::{SealedSet, SetKind};
 use std::fmt::Write as _;
@@ -96,7 +96,11 @@ fn rows(store: &Store, set: &SealedSet) -> Result<Rows, String> {
         for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             let is_object = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(line).is_ok();
             if line.len() > MAX_LINE_BYTES || !is_object {
-                return Err(format!("{} line {}: not one JSON object of at most 1 MiB", file.path, number + 1));
+                return Err(format!(
+                    "{} line {}: not one JSON object of at most 1 MiB",
+                    file.path,
+                    number + 1
+                ));
             }
             let _infallible = writeln!(
                 rows.tsv,
@@ -167,7 +171,8 @@ impl Loader {
                 let what = format!("stage set {id} whole: {} rows sent, {staged} there", rows.count);
                 return Err(Error::Source { what, source: None });
             }
-            self.run(&format!("ALTER TABLE `{database}`.`{table}` REPLACE PARTITION '{id}' FROM {stage}")).await?;
+            self.run(&format!("ALTER TABLE `{database}`.`{table}` REPLACE PARTITION '{id}' FROM {stage}"))
+                .await?;
         }
         self.run(&format!("DROP TABLE IF EXISTS {stage}")).await
     }

@@ -9,7 +9,9 @@ use crate::layout::{hash_of, read_json, write_json};
 use crate::peer::Peers;
 use crate::store::{Store, blocking};
 use crate::wanted::{self, Accepted};
-use rackwright_wire::manifest::{File, Held, HeldVersion, MANIFEST_VERSION, Manifest, Peer, SignedManifest, Wanted};
+use rackwright_wire::manifest::{
+    File, Held, HeldVersion, MANIFEST_VERSION, Manifest, Peer, SignedManifest, Wanted,
+};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -69,19 +71,29 @@ impl Node {
         });
         let wanted = watch::Sender::new(recalled.map(Arc::new));
         let scrubbing = tokio::sync::Mutex::default();
-        Ok(Self { config, store, peers, exporter, patience, scrubbing, wanted, damaged: tokio::sync::Notify::new(), state: Mutex::default() })
+        Ok(Self {
+            config,
+            store,
+            peers,
+            exporter,
+            patience,
+            scrubbing,
+            wanted,
+            damaged: tokio::sync::Notify::new(),
+            state: Mutex::default(),
+        })
     }
 
     /// Takes a new wanted set, or refuses it.
     ///
     /// # Errors
     /// It is older than the last one, not signed, or hostile: nothing has changed.
-    pub fn accept(&self, wanted: Wanted) -> Result<Held, Error> {
+    pub fn accept(&self, wanted: &Wanted) -> Result<Held, Error> {
         let layout = self.store.layout();
         let mut outcome = Ok(());
         self.wanted.send_if_modified(|current| {
             let key = wanted::pinned_key(layout);
-            let checked = key.and_then(|key| wanted::check(&wanted, key, current.as_deref()));
+            let checked = key.and_then(|key| wanted::check(wanted, key, current.as_deref()));
             match checked.and_then(|(accepted, new)| {
                 if new {
                     wanted::remember(layout, &accepted)?;
@@ -108,7 +120,9 @@ impl Node {
     /// The file system refuses.
     pub fn held(&self) -> Result<Held, Error> {
         let mut versions: BTreeMap<String, Manifest> = BTreeMap::new();
-        versions.extend(self.store.layout().manifests()?.into_iter().map(|manifest| (manifest.digest(), manifest)));
+        versions.extend(
+            self.store.layout().manifests()?.into_iter().map(|manifest| (manifest.digest(), manifest)),
+        );
         let accepted = self.wanted.borrow().clone();
         if let Some(accepted) = &accepted {
             let wanted = accepted.manifests.iter().map(|(_, manifest)| (manifest.digest(), manifest.clone()));
@@ -277,7 +291,10 @@ impl Node {
     fn bytes_here(&self, manifest: &Manifest) -> u64 {
         let here = manifest.files.iter().map(|file| {
             let hash = hash_of(&file.blake3);
-            hash.map_or(0, |hash| if self.store.has(hash) { file.bytes } else { self.store.verified_bytes(hash) })
+            hash.map_or(
+                0,
+                |hash| if self.store.has(hash) { file.bytes } else { self.store.verified_bytes(hash) },
+            )
         });
         here.sum()
     }

@@ -55,7 +55,15 @@ impl Partial {
         let data = open_data(layout, hash, file.bytes)?;
         let (journal, verified) = open_journal(layout, hash, file.bytes, chunks.len())?;
         let state = Mutex::new(State { journal, verified });
-        Ok(Self { layout: layout.clone(), hash, bytes: file.bytes, chunks, data: Arc::new(data), state, finishing: AtomicBool::new(false) })
+        Ok(Self {
+            layout: layout.clone(),
+            hash,
+            bytes: file.bytes,
+            chunks,
+            data: Arc::new(data),
+            state,
+            finishing: AtomicBool::new(false),
+        })
     }
 
     /// The object's hash.
@@ -122,7 +130,9 @@ impl Partial {
         if offset.saturating_add(bytes.len() as u64) > self.chunk_len(index) {
             return Err(Error::refused(format!("bytes of chunk {index}"), "more than the chunk holds"));
         }
-        self.data.write_all_at(bytes, index.saturating_mul(CHUNK_BYTES) + offset).map_err(Error::io("write", path))
+        self.data
+            .write_all_at(bytes, index.saturating_mul(CHUNK_BYTES) + offset)
+            .map_err(Error::io("write", path))
     }
 
     /// Marks a chunk as verified: the caller hashed what it wrote. Data first, then the journal.
@@ -133,7 +143,10 @@ impl Partial {
         self.data.sync_data().map_err(Error::io("sync", self.layout.partial(self.hash)))?;
         let mut state = self.state();
         let line = format!("{index} {peer}\n");
-        state.journal.write_all(line.as_bytes()).map_err(Error::io("write", self.layout.journal(self.hash)))?;
+        state
+            .journal
+            .write_all(line.as_bytes())
+            .map_err(Error::io("write", self.layout.journal(self.hash)))?;
         if let Some(slot) = state.verified.get_mut(usize::try_from(index).unwrap_or(usize::MAX)) {
             *slot = Some(peer.to_owned());
         }
@@ -295,7 +308,8 @@ fn parse_journal(text: &[u8], header: &str, chunks: usize) -> (usize, Vec<Option
     for line in body.split_inclusive(|byte| *byte == b'\n') {
         let parsed = std::str::from_utf8(line).ok().and_then(|line| line.strip_suffix('\n'));
         let entry = parsed.and_then(|line| line.split_once(' '));
-        let slot = entry.and_then(|(index, peer)| Some((verified.get_mut(index.parse::<usize>().ok()?)?, peer)));
+        let slot =
+            entry.and_then(|(index, peer)| Some((verified.get_mut(index.parse::<usize>().ok()?)?, peer)));
         let Some((slot, peer)) = slot else {
             break;
         };

@@ -60,17 +60,25 @@ impl Node {
         Ok(report)
     }
 
-    async fn repair(&self, hash: blake3::Hash, named: Option<Shared>, bad: Vec<u64>) -> Result<Damage, Error> {
+    async fn repair(
+        &self,
+        hash: blake3::Hash,
+        named: Option<Shared>,
+        bad: Vec<u64>,
+    ) -> Result<Damage, Error> {
         let (store, shared) = (Arc::clone(&self.store), named.clone());
         let chunks = bad.clone();
-        blocking(move || quarantine(&store, hash, shared.as_ref().map(|shared| &shared.file), &chunks)).await?;
+        blocking(move || quarantine(&store, hash, shared.as_ref().map(|shared| &shared.file), &chunks))
+            .await?;
         self.count_scrub(1, 0)?;
         let owners = named.as_ref().map(|named| named.owners.clone()).unwrap_or_default();
         let versions = owners.iter().filter_map(|owner| owner.split_once('/'));
         let mut damage = Damage {
             blake3: hash.to_hex().to_string(),
             chunks: bad,
-            holders: versions.flat_map(|(dataset, digest)| self.store.layout().pins(dataset, digest)).collect(),
+            holders: versions
+                .flat_map(|(dataset, digest)| self.store.layout().pins(dataset, digest))
+                .collect(),
             shared_by: owners,
             fetched: BTreeMap::new(),
             unrepaired: None,
@@ -86,7 +94,11 @@ impl Node {
         match fetched {
             Ok(()) => {
                 blocking(move || {
-                    store.layout().manifests()?.iter().try_for_each(|manifest| store.relink(manifest).map(|_n| ()))
+                    store
+                        .layout()
+                        .manifests()?
+                        .iter()
+                        .try_for_each(|manifest| store.relink(manifest).map(|_n| ()))
                 })
                 .await?;
                 self.count_scrub(0, 1)?;
@@ -113,7 +125,9 @@ fn shared(store: &Store) -> Result<HashMap<blake3::Hash, Shared>, Error> {
         owned.push((format!("{}/{}", manifest.dataset, manifest.digest()), manifest.files));
     }
     owned.extend(store.sets()?.into_iter().map(|set| (format!("set/{}", set.id()), set.files)));
-    owned.extend(store.exports()?.into_iter().map(|export| (format!("export/{}", export.dataset), export.files)));
+    owned.extend(
+        store.exports()?.into_iter().map(|export| (format!("export/{}", export.dataset), export.files)),
+    );
     let mut all: HashMap<blake3::Hash, Shared> = HashMap::new();
     for (owner, files) in owned {
         for file in files {
@@ -149,7 +163,12 @@ fn quarantine(store: &Store, hash: blake3::Hash, file: Option<&File>, bad: &[u64
 }
 
 /// Copies one chunk if it still hashes.
-fn copy_chunk(old: &std::fs::File, fresh: &partial::Partial, index: u64, buffer: &mut [u8]) -> Result<bool, Error> {
+fn copy_chunk(
+    old: &std::fs::File,
+    fresh: &partial::Partial,
+    index: u64,
+    buffer: &mut [u8],
+) -> Result<bool, Error> {
     let mut hasher = blake3::Hasher::new();
     let (mut at, len) = (0, fresh.chunk_len(index));
     while at < len {

@@ -67,7 +67,8 @@ impl Store {
             }
         }
         let path = self.layout().set(&id)?;
-        let mut json = serde_json::to_vec_pretty(set).map_err(|cause| Error::io("write", &path)(cause.into()))?;
+        let mut json =
+            serde_json::to_vec_pretty(set).map_err(|cause| Error::io("write", &path)(cause.into()))?;
         json.push(b'\n');
         if durable::create(&path, &json)? {
             return Ok(true);

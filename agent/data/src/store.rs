@@ -64,14 +64,23 @@ impl Store {
     /// Another process owns it, or the file system refuses.
     pub fn open(root: impl Into<PathBuf>, reserve: Option<u64>) -> Result<Self, Error> {
         let layout = Layout::new(root);
-        for folder in ["objects", "partial", "manifests", "versions", "pins", "sets", "exports", "received", "quarantine"] {
+        for folder in [
+            "objects",
+            "partial",
+            "manifests",
+            "versions",
+            "pins",
+            "sets",
+            "exports",
+            "received",
+            "quarantine",
+        ] {
             durable::make_folder(&layout.at(folder))?;
         }
         let path = layout.at("lock");
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
         let lock = lock.map_err(Error::io("open", &path))?;
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-            .map_err(Error::os("own", &path))?;
+        own(&lock).map_err(Error::os("own", &path))?;
         let store = Self {
             layout,
             reserve,
@@ -100,6 +109,7 @@ impl Store {
     /// Says that these objects are on their way, so that peers wait for them instead of going elsewhere.
     pub fn expect(&self, hashes: impl IntoIterator<Item = blake3::Hash>) {
         self.expected().extend(hashes);
+        self.notify();
     }
 
     /// The partial object of a file, opened once and shared; and whether this call opened it.
@@ -197,7 +207,11 @@ impl Store {
             Ok(file) => file,
             Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => {
                 let expected = self.expected().contains(&hash);
-                return Ok(if expected { Availability::Coming(self.received()) } else { Availability::Unknown });
+                return Ok(if expected {
+                    Availability::Coming(self.received())
+                } else {
+                    Availability::Unknown
+                });
             }
             Err(cause) => return Err(Error::io("open", path)(cause)),
         };
@@ -280,6 +294,19 @@ impl Store {
 
     fn expected(&self) -> MutexGuard<'_, HashSet<blake3::Hash>> {
         self.expected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes the lock. A process that was killed a moment ago, or a child of it between fork and exec, may
+/// still hold it: that passes within a second, another live owner does not.
+fn own(lock: &File) -> rustix::io::Result<()> {
+    let mut tries = 20;
+    loop {
+        match rustix::fs::flock(lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) if tries > 0 => tries -= 1,
+            outcome => return outcome,
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
     }
 }
 

@@ -89,7 +89,8 @@ impl TableSource {
         for part in [&spec, &shape.create, &state] {
             hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
         }
-        let software = self.select("SELECT version()").await?.into_iter().flatten().next().unwrap_or_default();
+        let software =
+            self.select("SELECT version()").await?.into_iter().flatten().next().unwrap_or_default();
         Ok(SourceFacts {
             version: SOURCE_VERSION,
             dataset: self.dataset.clone(),
@@ -128,7 +129,8 @@ impl TableSource {
         let (mut read_bytes, mut patience) = (0u64, FIRST_BYTE);
         loop {
             let next = tokio::time::timeout(patience, cursor.next()).await;
-            let next = next.map_err(|late| Error::source_cause(format!("export {}", self.spec.name()), late))?;
+            let next =
+                next.map_err(|late| Error::source_cause(format!("export {}", self.spec.name()), late))?;
             let Some(bytes) = next.map_err(|cause| self.failed(cause))? else { break };
             read_bytes += bytes.len() as u64;
             writer.write(&bytes).await?;
@@ -161,13 +163,17 @@ impl TableSource {
             "SELECT create_table_query, engine, sorting_key FROM system.tables WHERE {filter} name = {name}"
         );
         let found = self.select(&tables).await?.into_iter().next();
-        let Some([create, engine, sorting_key]) = found.and_then(|row| <[String; 3]>::try_from(row).ok()) else {
+        let Some([create, engine, sorting_key]) = found.and_then(|row| <[String; 3]>::try_from(row).ok())
+        else {
             return Err(Error::Missing(format!("table {}", self.spec.name())));
         };
         let columns = format!("SELECT name, type FROM system.columns WHERE {filter} table = {name}");
         let all = self.select(&columns).await?;
-        let all: Vec<(String, String)> =
-            all.into_iter().filter_map(|row| <[String; 2]>::try_from(row).ok()).map(|[n, t]| (n, t)).collect();
+        let all: Vec<(String, String)> = all
+            .into_iter()
+            .filter_map(|row| <[String; 2]>::try_from(row).ok())
+            .map(|[n, t]| (n, t))
+            .collect();
         let (columns, left_out) = self.choose(&all)?;
         Ok(Shape { columns, left_out, sorting_key, create, engine })
     }
@@ -176,11 +182,15 @@ impl TableSource {
     /// has none is an error, not an omission.
     fn choose(&self, all: &[(String, String)]) -> Result<(Vec<Column>, Vec<String>), Error> {
         let (mut columns, mut left_out) = (Vec::new(), Vec::new());
-        let asked: Vec<&String> =
-            if self.columns.is_empty() { all.iter().map(|(name, _)| name).collect() } else { self.columns.iter().collect() };
+        let asked: Vec<&String> = if self.columns.is_empty() {
+            all.iter().map(|(name, _)| name).collect()
+        } else {
+            self.columns.iter().collect()
+        };
         for name in asked {
             let kind = all.iter().find(|(known, _)| known == name).map(|(_, kind)| kind.as_str());
-            let kind = kind.ok_or_else(|| Error::Missing(format!("column {name:?} of {}", self.spec.name())))?;
+            let kind =
+                kind.ok_or_else(|| Error::Missing(format!("column {name:?} of {}", self.spec.name())))?;
             match fixed_width(kind) {
                 Some((dtype, width)) => columns.push(Column {
                     name: name.clone(),
@@ -189,7 +199,12 @@ impl TableSource {
                     width,
                 }),
                 None if self.columns.is_empty() => left_out.push(format!("{name} {kind}")),
-                None => return Err(Error::refused(format!("column {name:?}"), format!("{kind} has no fixed width"))),
+                None => {
+                    return Err(Error::refused(
+                        format!("column {name:?}"),
+                        format!("{kind} has no fixed width"),
+                    ));
+                }
             }
         }
         if columns.is_empty() {
@@ -230,12 +245,13 @@ impl TableSource {
         struct Compact {
             data: Vec<Vec<serde_json::Value>>,
         }
-        let mut cursor = self.client.0.query_raw(sql).fetch_bytes("JSONCompact").map_err(|cause| self.failed(cause))?;
+        let mut cursor =
+            self.client.0.query_raw(sql).fetch_bytes("JSONCompact").map_err(|cause| self.failed(cause))?;
         let answer = tokio::time::timeout(NEXT_BYTE, cursor.collect()).await;
         let answer = answer.map_err(|late| Error::source_cause("ask ClickHouse", late))?;
         let answer = answer.map_err(|cause| self.failed(cause))?;
-        let parsed: Compact =
-            serde_json::from_slice(&answer).map_err(|cause| Error::source_cause("read ClickHouse's answer", cause))?;
+        let parsed: Compact = serde_json::from_slice(&answer)
+            .map_err(|cause| Error::source_cause("read ClickHouse's answer", cause))?;
         let text = |value: serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         Ok(parsed.data.into_iter().map(|row| row.into_iter().map(text).collect()).collect())
     }
@@ -254,7 +270,8 @@ fn row_width(columns: &[Column]) -> u64 {
 }
 
 fn number(text: Option<&String>) -> Result<u64, Error> {
-    text.and_then(|text| text.parse().ok()).ok_or_else(|| Error::source_text("read a number in ClickHouse's answer"))
+    text.and_then(|text| text.parse().ok())
+        .ok_or_else(|| Error::source_text("read a number in ClickHouse's answer"))
 }
 
 /// numpy dtype and width in bytes of a type that `RowBinary` writes with fixed width.
@@ -304,7 +321,14 @@ mod tests {
         assert_eq!(fixed_width("DateTime('UTC')"), Some(("<u4".to_owned(), 4)));
         assert_eq!(fixed_width("LowCardinality(FixedString(3))"), Some(("|S3".to_owned(), 3)));
         assert_eq!(fixed_width("Enum8('a' = 1)"), Some(("|i1".to_owned(), 1)));
-        for kind in ["String", "Nullable(UInt8)", "Array(UInt8)", "LowCardinality(String)", "FixedString(0)", "Tuple(UInt8)"] {
+        for kind in [
+            "String",
+            "Nullable(UInt8)",
+            "Array(UInt8)",
+            "LowCardinality(String)",
+            "FixedString(0)",
+            "Tuple(UInt8)",
+        ] {
             assert_eq!(fixed_width(kind), None, "{kind}");
         }
     }

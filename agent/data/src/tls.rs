@@ -19,9 +19,10 @@ use std::sync::Arc;
 /// A file cannot be read or used.
 pub fn server_config(files: &TlsFiles) -> Result<ServerConfig, Error> {
     let provider = Arc::new(ring::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(&files.ca)?), Arc::clone(&provider))
-        .build()
-        .map_err(|cause| Error::setup("trust the data CA", cause))?;
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots(&files.ca)?), Arc::clone(&provider))
+            .build()
+            .map_err(|cause| Error::setup("trust the data CA", cause))?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|cause| Error::setup("set up TLS", cause))?

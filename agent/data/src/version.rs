@@ -130,9 +130,12 @@ impl Store {
     fn collect_garbage(&self) -> Result<(), Error> {
         let named = self.referenced()?;
         let deadline = SystemTime::now().checked_sub(UNREFERENCED_FOR);
-        for hash in self.objects()?.into_iter().filter(|hash| !named.contains(hash) && !self.is_expected(*hash)) {
+        for hash in
+            self.objects()?.into_iter().filter(|hash| !named.contains(hash) && !self.is_expected(*hash))
+        {
             let path = self.layout().object(hash);
-            let modified = fs::metadata(&path).and_then(|meta| meta.modified()).map_err(Error::io("look at", &path))?;
+            let modified =
+                fs::metadata(&path).and_then(|meta| meta.modified()).map_err(Error::io("look at", &path))?;
             if deadline.is_some_and(|deadline| modified < deadline) {
                 durable::remove(&path)?;
             }
@@ -141,7 +144,8 @@ impl Store {
     }
 
     fn referenced(&self) -> Result<HashSet<blake3::Hash>, Error> {
-        let mut files: Vec<_> = self.layout().manifests()?.into_iter().flat_map(|manifest| manifest.files).collect();
+        let mut files: Vec<_> =
+            self.layout().manifests()?.into_iter().flat_map(|manifest| manifest.files).collect();
         files.extend(self.sets()?.into_iter().flat_map(|set| set.files));
         files.extend(self.exports()?.into_iter().flat_map(|export| export.files));
         Ok(files.iter().filter_map(|file| hash_of(&file.blake3).ok()).collect())
@@ -161,7 +165,9 @@ impl Store {
 
     fn json_folder<T: serde::de::DeserializeOwned>(&self, folder: &str) -> Result<Vec<T>, Error> {
         let folder = self.layout().at(folder);
-        let names = names_in(&folder)?.into_iter().filter(|name| is_file_name(name) && name.strip_suffix(".json").is_some());
+        let names = names_in(&folder)?
+            .into_iter()
+            .filter(|name| is_file_name(name) && name.strip_suffix(".json").is_some());
         names.map(|name| read_json(&folder.join(name))).collect()
     }
 
@@ -186,7 +192,8 @@ impl Store {
             let link = building.join(&file.path);
             if let Some(folder) = link.parent() {
                 fs::create_dir_all(folder).map_err(Error::io("make the folder", folder))?;
-                folders.extend(folder.ancestors().take_while(|up| up.starts_with(building)).map(Path::to_owned));
+                folders
+                    .extend(folder.ancestors().take_while(|up| up.starts_with(building)).map(Path::to_owned));
             }
             let object = self.layout().object(hash_of(&file.blake3)?);
             fs::hard_link(&object, &link).map_err(Error::io("link", &link))?;
@@ -202,13 +209,20 @@ impl Store {
             for entry in fs::read_dir(&versions).map_err(Error::io("list", &versions))? {
                 let path = entry.map_err(Error::io("list", &versions))?.path();
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                if let Some(digest) = name.strip_prefix(".evicted-").filter(|digest| !self.layout().pins(&dataset, digest).is_empty()) {
+                if let Some(digest) = name
+                    .strip_prefix(".evicted-")
+                    .filter(|digest| !self.layout().pins(&dataset, digest).is_empty())
+                {
                     durable::rename(&path, &versions.join(digest))?;
                     continue;
                 }
                 let half_made = name.starts_with('.')
                     || self.layout().manifest(&dataset, &name).is_ok_and(|manifest| !manifest.exists());
-                if half_made && path.is_dir() && !path.is_symlink() && self.layout().pins(&dataset, &name).is_empty() {
+                if half_made
+                    && path.is_dir()
+                    && !path.is_symlink()
+                    && self.layout().pins(&dataset, &name).is_empty()
+                {
                     fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
                 }
             }

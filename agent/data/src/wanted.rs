@@ -69,7 +69,11 @@ pub fn pinned_key(layout: &Layout) -> Result<Option<[u8; 32]>, Error> {
 ///
 /// # Errors
 /// It is refused; nothing has changed.
-pub fn check(wanted: &Wanted, key: Option<[u8; 32]>, before: Option<&Accepted>) -> Result<(Accepted, bool), Error> {
+pub fn check(
+    wanted: &Wanted,
+    key: Option<[u8; 32]>,
+    before: Option<&Accepted>,
+) -> Result<(Accepted, bool), Error> {
     let what = || format!("wanted generation {}", wanted.generation);
     let key = key.ok_or_else(|| Error::refused(what(), "no manifest key is pinned yet"))?;
     if wanted.version != MANIFEST_VERSION {
@@ -84,9 +88,10 @@ pub fn check(wanted: &Wanted, key: Option<[u8; 32]>, before: Option<&Accepted>) 
         }
     }
     match wanted.generation.cmp(&before.wanted.generation) {
-        std::cmp::Ordering::Less => {
-            Err(Error::refused(what(), format!("generation {} was accepted before", before.wanted.generation)))
-        }
+        std::cmp::Ordering::Less => Err(Error::refused(
+            what(),
+            format!("generation {} was accepted before", before.wanted.generation),
+        )),
         std::cmp::Ordering::Equal if before.wanted != *wanted => {
             Err(Error::refused(what(), "another set of this generation was accepted before"))
         }

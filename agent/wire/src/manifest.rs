@@ -224,7 +224,8 @@ pub struct Wanted {
     pub generation: u64,
     /// Signed manifests by dataset: the newest last.
     pub datasets: BTreeMap<String, Vec<SignedManifest>>,
-    /// Where to fetch from, best first: the predecessor in the chain, then others, the source last.
+    /// Where to fetch from, best first: the predecessor in the chain, those before it, the source, and
+    /// last those behind, which matter for repairs.
     pub peers: Vec<Peer>,
 }
 

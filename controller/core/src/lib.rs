@@ -7,4 +7,5 @@ pub mod plan;
 pub mod lint;
 pub mod job;
 pub mod sched;
+pub mod data;
 pub mod cost;

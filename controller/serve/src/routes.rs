@@ -22,6 +22,8 @@ pub(crate) struct Route {
     pub(crate) body: Option<&'static str>,
     /// Schema of the answer; plain text when `None`.
     pub(crate) answer: Option<&'static str>,
+    /// Under which name the audit log has it, when its handler does not write there itself.
+    pub(crate) noted: Option<&'static str>,
 }
 
 const VIEWER: Option<Role> = Some(Role::Viewer);
@@ -29,7 +31,7 @@ const SUBMITTER: Option<Role> = Some(Role::Submitter);
 const OPERATOR: Option<Role> = Some(Role::Operator);
 
 const fn get(path: &'static str, role: Option<Role>, answer: Option<&'static str>, summary: &'static str) -> Route {
-    Route { method: "GET", path, role, summary, query: &[], body: None, answer }
+    Route { method: "GET", path, role, summary, query: &[], body: None, answer, noted: None }
 }
 
 const fn post(
@@ -39,11 +41,15 @@ const fn post(
     answer: Option<&'static str>,
     summary: &'static str,
 ) -> Route {
-    Route { method: "POST", path, role, summary, query: &[], body, answer }
+    Route { method: "POST", path, role, summary, query: &[], body, answer, noted: None }
 }
 
 const fn with(route: Route, query: &'static [&'static str]) -> Route {
     Route { query, ..route }
+}
+
+const fn noted(route: Route, action: &'static str) -> Route {
+    Route { noted: Some(action), ..route }
 }
 
 /// Every route.
@@ -66,7 +72,19 @@ pub(crate) const ROUTES: &[Route] = &[
         get("/v1/usage", VIEWER, Some("UsageList"), "What attempts held, and for how long: the rows of the bill."),
         &["from", "to"],
     ),
-    with(get("/v1/data", VIEWER, Some("Data"), "Dataset versions, node by node."), &[]),
+    get("/v1/data", VIEWER, Some("Data"), "Dataset versions, node by node."),
+    noted(
+        post("/v1/data/sync", OPERATOR, Some("Data"), Some("Data"), "Export what changed, and have it replicated."),
+        "data.sync",
+    ),
+    noted(
+        post("/v1/data/scrub", OPERATOR, Some("Data"), Some("Data"), "Read every byte again, and repair from peers."),
+        "data.scrub",
+    ),
+    get("/v1/data/operations/{id}", VIEWER, Some("Data"), "How far an operation is."),
+    post("/v1/data/sync", OPERATOR, Some("SyncWanted"), Some("DataOperation"), "Export what changed, once; publish it."),
+    post("/v1/data/scrub", OPERATOR, Some("ScrubWanted"), Some("DataOperation"), "Reread what nodes hold; repair it."),
+    get("/v1/data/operations/{id}", VIEWER, Some("DataOperation"), "How far a sync or scrub is."),
     get("/v1/tokens", OPERATOR, Some("TokenList"), "Tokens, without their secrets."),
     post("/v1/tokens", OPERATOR, Some("TokenWanted"), Some("TokenMade"), "Make a token; it is shown this once."),
     post("/v1/tokens/{id}/revoke", OPERATOR, None, Some("Token"), "Revoke a token."),

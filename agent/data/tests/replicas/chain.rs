@@ -21,9 +21,8 @@ async fn every_byte_leaves_the_source_once_and_flows_through_the_chain() {
         controller.trust(agent).await;
     }
     // The second node is told first: it waits for its predecessor instead of going to the source.
-    let chain = wanted(1, &signed, "indexes", &[data1.peer()]);
-    controller.want(&ml1, &chain).await.unwrap();
     controller.want(&ml2, &wanted(1, &signed, "indexes", &[ml1.peer(), data1.peer()])).await.unwrap();
+    controller.want(&ml1, &wanted(1, &signed, "indexes", &[data1.peer()])).await.unwrap();
     controller.want(&data1, &wanted(1, &signed, "indexes", &[ml1.peer()])).await.unwrap();
 
     let first = controller.complete(&ml1, &version).await;
@@ -63,7 +62,8 @@ async fn a_predecessor_that_dies_midway_costs_no_byte_twice() {
     controller.want(&ml2, &wanted(2, &signed, "big", &[data1.peer()])).await.unwrap();
 
     let held = controller.complete(&ml2, &version).await;
-    let expected = [("data1".to_owned(), version.bytes() - 2 * CHUNK_BYTES), ("ml1".to_owned(), 2 * CHUNK_BYTES)];
+    let expected =
+        [("data1".to_owned(), version.bytes() - 2 * CHUNK_BYTES), ("ml1".to_owned(), 2 * CHUNK_BYTES)];
     assert_eq!(held.fetched, BTreeMap::from(expected));
     assert_eq!(fs::read(ml2.version(&version).join("big")).unwrap(), bytes);
 }

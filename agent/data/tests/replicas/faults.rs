@@ -132,7 +132,8 @@ async fn only_known_names_read_and_only_controllers_command() {
     let other_ca = Rig::new().client("ml2", &[&ml1]);
     assert!(answer(other_ca.get(ml1.url("/v1/held"))).await.is_err());
     let hash = "../".repeat(20);
-    let refused = answer(known.get(ml1.url(&format!("/v1/objects/{}/chunks/0", hash.replace('/', "%2F"))))).await;
+    let refused =
+        answer(known.get(ml1.url(&format!("/v1/objects/{}/chunks/0", hash.replace('/', "%2F"))))).await;
     assert!(refused.unwrap_err().starts_with("409"));
 }
 
@@ -181,7 +182,10 @@ async fn room_is_made_from_versions_that_nobody_wants_or_pins() {
     let controller = rig.controller(&[&ml1]);
     controller.trust(&ml1).await;
     for (generation, version) in (1..).zip(&versions) {
-        controller.want(&ml1, &wanted(generation, &[rig.sign(version)], "big", &[data1.peer()])).await.unwrap();
+        controller
+            .want(&ml1, &wanted(generation, &[rig.sign(version)], "big", &[data1.peer()]))
+            .await
+            .unwrap();
         if generation == 1 {
             controller.complete(&ml1, version).await;
             let pins = ml1.data_dir.join("pins/big").join(version.digest());
@@ -227,7 +231,8 @@ fn sign_unchecked(rig: &Rig, text: &str) -> SignedManifest {
 /// A peer with the certificate of `liar` that breaks every chunk off after two thirds of what was asked.
 async fn breaking_peer(rig: &Rig, bytes: Vec<u8>) -> Peer {
     let bytes = Bytes::from(bytes);
-    let handler = move |Path((_, index)): Path<(String, u64)>, Query(query): Query<HashMap<String, String>>| {
+    let handler = move |Path((_, index)): Path<(String, u64)>,
+                        Query(query): Query<HashMap<String, String>>| {
         let from: u64 = query.get("from").and_then(|from| from.parse().ok()).unwrap_or(0);
         let end = ((index + 1) * CHUNK_BYTES).min(bytes.len() as u64);
         let start = index * CHUNK_BYTES + from;
@@ -236,11 +241,15 @@ async fn breaking_peer(rig: &Rig, bytes: Vec<u8>) -> Peer {
         let part = bytes.slice(range);
         async move {
             let broken: Result<Bytes, std::io::Error> = Err(std::io::ErrorKind::ConnectionReset.into());
-            ([("content-length", (end - start).to_string())], Body::from_stream(futures::stream::iter([Ok(part), broken])))
+            (
+                [("content-length", (end - start).to_string())],
+                Body::from_stream(futures::stream::iter([Ok(part), broken])),
+            )
         }
     };
     let app = axum::Router::new().route("/v1/objects/{hash}/chunks/{index}", get(handler));
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls::server_config(&rig.certificate("liar")).unwrap()));
+    let acceptor =
+        tokio_rustls::TlsAcceptor::from(Arc::new(tls::server_config(&rig.certificate("liar")).unwrap()));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     tokio::spawn(async move {
@@ -249,7 +258,9 @@ async fn breaking_peer(rig: &Rig, bytes: Vec<u8>) -> Peer {
             tokio::spawn(async move {
                 let stream = acceptor.accept(stream).await.unwrap();
                 let service = TowerToHyperService::new(app);
-                let _broken = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+                let _broken = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await;
             });
         }
     });

@@ -22,7 +22,7 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 /// No test waits longer for anything.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 pub(crate) const CONTROLLER: &str = "rackwright-serve";
 
 /// A CA, a manifest key, and a folder for everything.
@@ -183,7 +183,7 @@ impl Drop for Agent {
 /// Short enough for tests, long enough for a busy machine.
 pub(crate) fn patience() -> Patience {
     Patience {
-        wait: Duration::from_millis(300),
+        wait: Duration::from_millis(600),
         idle: Duration::from_secs(2),
         give_up: Duration::from_secs(3),
         ..Patience::default()

@@ -34,10 +34,15 @@ async fn one_flipped_byte_is_repaired_in_every_version_that_shares_it() {
     let report = controller.scrub(&ml1).await;
     assert_eq!((report.found(), report.repaired()), (1, 1), "{report:?}");
     let damaged = &report.damaged[0];
-    assert_eq!((damaged.chunks.as_slice(), damaged.holders.as_slice()), (&[1][..], &["pod-7".to_owned()][..]));
+    assert_eq!(
+        (damaged.chunks.as_slice(), damaged.holders.as_slice()),
+        (&[1][..], &["pod-7".to_owned()][..])
+    );
     assert_eq!(damaged.shared_by.len(), 2);
     assert_eq!(damaged.fetched, BTreeMap::from([("data1".to_owned(), CHUNK_BYTES)]), "one chunk is enough");
-    for path in [ml1.version(&first).join("shared"), ml1.version(&second).join("again/shared"), ml1.object(&shared)] {
+    for path in
+        [ml1.version(&first).join("shared"), ml1.version(&second).join("again/shared"), ml1.object(&shared)]
+    {
         assert_eq!(fs::read(&path).unwrap(), bytes, "{}", path.display());
     }
     assert_eq!(fs::read_dir(ml1.data_dir.join("quarantine")).unwrap().count(), 1);

@@ -37,15 +37,15 @@ fn bucket() -> SourceRequest {
 }
 
 fn page(keys: &[(&str, &str)], truncated: bool, next: Option<&str>) -> String {
-    let contents: String = keys
-        .iter()
-        .map(|(key, etag)| {
-            format!(
-                "<Contents><Key>{key}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>&quot;{etag}&quot;</ETag><Size>5</Size></Contents>"
-            )
-        })
-        .collect();
-    let next = next.map(|token| format!("<NextContinuationToken>{token}</NextContinuationToken>")).unwrap_or_default();
+    let mut contents = String::new();
+    for (key, etag) in keys {
+        let object = format!("<Key>{key}</Key><ETag>&quot;{etag}&quot;</ETag><Size>5</Size>");
+        let modified = "<LastModified>2026-01-01T00:00:00.000Z</LastModified>";
+        contents.extend(["<Contents>", &object, modified, "</Contents>"]);
+    }
+    let next = next
+        .map(|token| format!("<NextContinuationToken>{token}</NextContinuationToken>"))
+        .unwrap_or_default();
     format!(
         "<?xml version=\"1.0\"?><ListBucketResult><Name>indexes</Name><Prefix></Prefix><MaxKeys>1000</MaxKeys><IsTruncated>{truncated}</IsTruncated>{next}{contents}</ListBucketResult>"
     )
@@ -87,7 +87,8 @@ async fn a_failed_or_truncated_listing_exports_and_deletes_nothing() {
         (StatusCode::OK, page(&[("b/c", "1")], false, None)),
     ];
     let (listing, reads) = (Arc::new(Mutex::new(whole.clone())), Arc::new(AtomicU32::new(0)));
-    let (store, exporter) = exporter(folder.path(), &endpoint(Arc::clone(&listing), Arc::clone(&reads)).await);
+    let (store, exporter) =
+        exporter(folder.path(), &endpoint(Arc::clone(&listing), Arc::clone(&reads)).await);
     let first = exporter.export(&bucket()).await.unwrap();
     let paths: Vec<_> = first.files.iter().map(|file| file.path.as_str()).collect();
     assert_eq!((paths, first.read_bytes), (vec!["a", "b/c"], 10));
@@ -120,7 +121,8 @@ async fn only_objects_that_changed_are_read_again_and_a_short_body_is_an_error()
     let folder = tempfile::tempdir().unwrap();
     let listing = Arc::new(Mutex::new(vec![(StatusCode::OK, page(&[("a", "1"), ("b", "1")], false, None))]));
     let reads = Arc::new(AtomicU32::new(0));
-    let (_store, exporter) = exporter(folder.path(), &endpoint(Arc::clone(&listing), Arc::clone(&reads)).await);
+    let (_store, exporter) =
+        exporter(folder.path(), &endpoint(Arc::clone(&listing), Arc::clone(&reads)).await);
     exporter.export(&bucket()).await.unwrap();
     *listing.lock().unwrap() = vec![(StatusCode::OK, page(&[("a", "1"), ("b", "2")], false, None))];
     assert_eq!(exporter.export(&bucket()).await.unwrap().read_bytes, 5);
@@ -152,21 +154,33 @@ async fn a_real_table_is_exported_once_as_rows_that_numpy_can_map() {
          ENGINE = MergeTree ORDER BY name").await;
     run("INSERT INTO rw_test.packages SELECT toFixedString(toString(number), 8), number, number / 4, toDate(number), 'x' \
          FROM system.numbers LIMIT 1000").await;
-    let spec = SourceSpec::Clickhouse { table: "rw_test.packages".to_owned(), columns: vec![], order_by: vec![] };
+    let spec =
+        SourceSpec::Clickhouse { table: "rw_test.packages".to_owned(), columns: vec![], order_by: vec![] };
     let request = SourceRequest { version: SOURCE_VERSION, dataset: "packages".to_owned(), spec };
 
     let facts = exporter.facts(&request).await.unwrap();
-    assert_eq!((facts.rows, facts.bytes, facts.left_out.as_slice()), (Some(1000), 22_000, &["note String".to_owned()][..]));
+    assert_eq!(
+        (facts.rows, facts.bytes, facts.left_out.as_slice()),
+        (Some(1000), 22_000, &["note String".to_owned()][..])
+    );
     let first = exporter.export(&request).await.unwrap();
     assert_eq!((first.rows, first.read_bytes, first.files[0].bytes), (Some(1000), 22_000, 22_000));
     let dtypes: Vec<_> = first.columns.iter().map(|column| column.dtype.as_str()).collect();
     assert_eq!(dtypes, ["|S8", "<u4", "<f8", "<u2"]);
-    let rows = fs::read(store.layout().object(blake3::Hash::from_hex(&first.files[0].blake3).unwrap())).unwrap();
+    let rows =
+        fs::read(store.layout().object(blake3::Hash::from_hex(&first.files[0].blake3).unwrap())).unwrap();
     // Text order: row 1 is "1", row 2 is "10".
-    assert_eq!((&rows[22..30], &rows[30..34], &rows[34..42]), (&b"1\0\0\0\0\0\0\0"[..], &1u32.to_le_bytes()[..], &0.25f64.to_le_bytes()[..]));
+    assert_eq!(
+        (&rows[22..30], &rows[30..34], &rows[34..42]),
+        (&b"1\0\0\0\0\0\0\0"[..], &1u32.to_le_bytes()[..], &0.25f64.to_le_bytes()[..])
+    );
     assert_eq!(&rows[44..46], b"10");
 
-    assert_eq!(exporter.export(&request).await.unwrap().read_bytes, 0, "the same state is not exported again");
+    assert_eq!(
+        exporter.export(&request).await.unwrap().read_bytes,
+        0,
+        "the same state is not exported again"
+    );
     run("INSERT INTO rw_test.packages SELECT 'zz', 1, 1, toDate(1), 'x'").await;
     let second = exporter.export(&request).await.unwrap();
     assert_eq!((second.rows, second.read_bytes), (Some(1001), 22_022));
