@@ -74,12 +74,34 @@ impl Config {
     }
 
     /// The socket through which the kubelet finds the plugin.
+    ///
+    /// Its name has an `@` on purpose. The kubelet registers plugins with the percent-encoded path of the socket as
+    /// HTTP/2 authority, which our server refuses as malformed (hyperium/h2#487). What stands before an `@` is user
+    /// information, where percent signs may be; what follows is a plain host name.
     pub fn registration_socket(&self) -> PathBuf {
-        let name = format!("{}-reg.sock", rackwright_wire::volume::DRIVER);
+        let name = format!("reg@{}.sock", rackwright_wire::volume::DRIVER);
         self.kubelet_dir.join("plugins_registry").join(name)
     }
 }
 
 fn kubelet_dir() -> PathBuf {
     PathBuf::from("/var/lib/kubelet")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic::codegen::http::uri::Authority;
+
+    #[test]
+    fn the_kubelets_name_for_the_registration_socket_is_an_authority() {
+        let config: Config = toml::from_str(
+            "server = \"ml1\"\ndata_dir = \"/data\"\ncert = \"/c\"\nkey = \"/k\"\nca = \"/ca\"\n\
+             [results]\nserver = \"results1\"\naddress = \"10.77.0.15:7446\"\n",
+        )
+        .unwrap();
+        // grpc-go escapes the path and leaves `@` as it is (observed with Kubernetes 1.36.3).
+        let encoded = config.registration_socket().display().to_string().replace('/', "%2F");
+        assert!(Authority::try_from(encoded.as_str()).is_ok(), "{encoded}");
+    }
 }

@@ -2,6 +2,9 @@
 //!
 //! Golden files are regenerated with `INSTA_UPDATE=always cargo test --release -p rackwright-core`.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails where it stands")]
+#![expect(clippy::wildcard_enum_match_arm, reason = "tests ask for one kind of step and pass over the rest")]
+
 #[path = "rack/inventory.rs"]
 mod inventory;
 #[path = "rack/plans.rs"]
@@ -37,12 +40,9 @@ fn hash(of: &str) -> String {
 }
 
 fn secrets() -> BTreeMap<String, String> {
-    [
-        ("clickhouse_password", "click<house>&1"),
-        ("minio_secret_key", "minio \"quoted\" $key"),
-    ]
-    .map(|(name, value)| (name.to_owned(), value.to_owned()))
-    .into()
+    [("clickhouse_password", "click<house>&1"), ("minio_secret_key", "minio \"quoted\" $key")]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into()
 }
 
 /// The context of a server, with a hash for every name that the lockfile has.
@@ -71,9 +71,7 @@ fn context(inventory: &Inventory, server: &str, facts: &Facts) -> Context {
         "rackwright-agent",
     ];
     let artifacts = artifacts.map(|name| (name.to_owned(), hash(name))).into();
-    let pki = ["kubernetes", "etcd", "front-proxy", "data"]
-        .map(|name| (name.to_owned(), hash(name)))
-        .into();
+    let pki = ["kubernetes", "etcd", "front-proxy", "data"].map(|name| (name.to_owned(), hash(name))).into();
     Context::new(inventory, server, facts, &artifacts, &pki, &secrets()).unwrap()
 }
 
@@ -84,5 +82,6 @@ fn steps(server: &str, facts: &Facts) -> Vec<Step> {
 }
 
 fn print(findings: &[Finding]) -> String {
-    findings.iter().map(|finding| format!("{finding}\n")).collect()
+    let lines: Vec<String> = findings.iter().map(ToString::to_string).collect();
+    lines.join("\n") + "\n"
 }

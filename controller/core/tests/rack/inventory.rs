@@ -3,6 +3,7 @@
 use super::{LAB, container_v1, lab, metal_v2, print};
 use rackwright_core::inventory::{Inventory, Role, reserve};
 use rackwright_wire::units::{Bytes, MilliCpu};
+use std::fmt::Write as _;
 
 /// One change each to an inventory that is right.
 const SLIPS: &[(&str, &str, &str)] = &[
@@ -11,54 +12,18 @@ const SLIPS: &[(&str, &str, &str)] = &[
         "rack = \"r1\"\nswitch = \"s1\"\ncontract = { monthly = \"44.00\"",
         "rak = \"r1\"\nswitch = \"s1\"\ncontract = { monthly = \"44.00\"",
     ),
-    (
-        "unknown key without a near one",
-        "cni = \"routes\"",
-        "cni = \"routes\"\ncolour = \"red\"",
-    ),
-    (
-        "unknown key in an inline table",
-        "memory = \"3GiB\", cpu = \"2\"",
-        "memory = \"3GiB\", cpus = \"2\"",
-    ),
-    (
-        "wrong unit of memory",
-        "system_memory = \"128MiB\"",
-        "system_memory = \"128 apples\"",
-    ),
+    ("unknown key without a near one", "cni = \"routes\"", "cni = \"routes\"\ncolour = \"red\""),
+    ("unknown key in an inline table", "memory = \"3GiB\", cpu = \"2\"", "memory = \"3GiB\", cpus = \"2\""),
+    ("wrong unit of memory", "system_memory = \"128MiB\"", "system_memory = \"128 apples\""),
     ("unit missing", "data_memory = \"256MiB\"", "data_memory = 256"),
-    (
-        "memory where CPU belongs",
-        "kube_cpu = \"100m\"",
-        "kube_cpu = \"1GiB\"",
-    ),
-    (
-        "wrong unit of a lab server",
-        "cpu = \"1500m\", disk = \"8GiB\"",
-        "cpu = \"1500 mhz\", disk = 8",
-    ),
-    (
-        "price with its currency",
-        "monthly = \"44.00\"",
-        "monthly = \"44.00 EUR\"",
-    ),
+    ("memory where CPU belongs", "kube_cpu = \"100m\"", "kube_cpu = \"1GiB\""),
+    ("wrong unit of a lab server", "cpu = \"1500m\", disk = \"8GiB\"", "cpu = \"1500 mhz\", disk = 8"),
+    ("price with its currency", "monthly = \"44.00\"", "monthly = \"44.00 EUR\""),
     ("no date", "since = \"2026-01-01\"", "since = \"2026-02-30\""),
-    (
-        "duplicate address",
-        "address = \"10.77.0.13\"",
-        "address = \"10.77.0.12\"",
-    ),
+    ("duplicate address", "address = \"10.77.0.13\"", "address = \"10.77.0.12\""),
     ("duplicate name", "name = \"ml2\"", "name = \"ml1\""),
-    (
-        "address of another network",
-        "address = \"10.77.0.13\"",
-        "address = \"10.78.0.13\"",
-    ),
-    (
-        "no address",
-        "address = \"10.77.0.13\"",
-        "address = \"ml1.example\"",
-    ),
+    ("address of another network", "address = \"10.77.0.13\"", "address = \"10.78.0.13\""),
+    ("no address", "address = \"10.77.0.13\"", "address = \"ml1.example\""),
     ("missing role", "role = \"results\"", "role = \"dev\""),
     ("unknown role", "role = \"results\"", "role = \"result\""),
     (
@@ -66,82 +31,34 @@ const SLIPS: &[(&str, &str, &str)] = &[
         "name = \"results1\"\naddress = \"10.77.0.15\"\nrole = \"results\"",
         "name = \"results1\"\naddress = \"10.77.0.15\"",
     ),
-    (
-        "even number of control servers",
-        "role = \"data\"\nprovider",
-        "role = \"control\"\nprovider",
-    ),
-    (
-        "pods overlap services",
-        "service_cidr = \"10.96.0.0/16\"",
-        "service_cidr = \"10.42.128.0/17\"",
-    ),
-    (
-        "pods overlap servers",
-        "pod_cidr = \"10.42.0.0/16\"",
-        "pod_cidr = \"10.64.0.0/10\"",
-    ),
-    (
-        "host bits",
-        "pod_cidr = \"10.42.0.0/16\"",
-        "pod_cidr = \"10.42.0.1/16\"",
-    ),
-    (
-        "too few pod ranges",
-        "pod_cidr = \"10.42.0.0/16\"",
-        "pod_cidr = \"10.42.0.0/22\"",
-    ),
-    (
-        "the lab elsewhere",
-        "range = \"10.77.0.0/24\"",
-        "range = \"10.79.0.0/24\"",
-    ),
+    ("even number of control servers", "role = \"data\"\nprovider", "role = \"control\"\nprovider"),
+    ("pods overlap services", "service_cidr = \"10.96.0.0/16\"", "service_cidr = \"10.42.128.0/17\""),
+    ("pods overlap servers", "pod_cidr = \"10.42.0.0/16\"", "pod_cidr = \"10.64.0.0/10\""),
+    ("host bits", "pod_cidr = \"10.42.0.0/16\"", "pod_cidr = \"10.42.0.1/16\""),
+    ("too few pod ranges", "pod_cidr = \"10.42.0.0/16\"", "pod_cidr = \"10.42.0.0/22\""),
+    ("the lab elsewhere", "range = \"10.77.0.0/24\"", "range = \"10.79.0.0/24\""),
     (
         "inline secret",
         "minio_secret_key = \"file:~/.local/state/rackwright/lab/secrets/minio\"",
         "minio_secret_key = \"hunter2hunter2\"",
     ),
-    (
-        "unknown bastion",
-        "role = \"data\"\nprovider",
-        "role = \"data\"\nbastion = \"controll1\"\nprovider",
-    ),
-    (
-        "bastion of itself",
-        "role = \"data\"\nprovider",
-        "role = \"data\"\nbastion = \"data1\"\nprovider",
-    ),
+    ("unknown bastion", "role = \"data\"\nprovider", "role = \"data\"\nbastion = \"controll1\"\nprovider"),
+    ("bastion of itself", "role = \"data\"\nprovider", "role = \"data\"\nbastion = \"data1\"\nprovider"),
     (
         "kernel name of a disk",
         "role = \"data\"\nprovider",
         "role = \"data\"\ndisks = [\"/dev/sda\", \"sdb\"]\nprovider",
     ),
-    (
-        "no exact version",
-        "kubernetes = \"1.36.3\"",
-        "kubernetes = \"v1.36\"",
-    ),
+    ("no exact version", "kubernetes = \"1.36.3\"", "kubernetes = \"v1.36\""),
     (
         "host key instead of its fingerprint",
         "role = \"data\"\nprovider",
         "role = \"data\"\nssh = { host_key = \"ssh-ed25519 AAAA\" }\nprovider",
     ),
     ("upper case", "name = \"data1\"", "name = \"Data1\""),
-    (
-        "bucket of a table",
-        "table = \"apt.packages\"",
-        "bucket = \"apt\"",
-    ),
-    (
-        "more replicas than servers",
-        "target_nodes = 2",
-        "target_nodes = 9",
-    ),
-    (
-        "success of more than there are",
-        "[lab]\n",
-        "[cluster.success]\nml = 3\n[lab]\n",
-    ),
+    ("bucket of a table", "table = \"apt.packages\"", "bucket = \"apt\""),
+    ("more replicas than servers", "target_nodes = 2", "target_nodes = 9"),
+    ("success of more than there are", "[lab]\n", "[cluster.success]\nml = 3\n[lab]\n"),
     ("port out of range", "port = 22", "port = 70000"),
     ("not TOML", "[lab]\n", "[lab\n"),
     ("a server of no lab", "[lab]\nrange = \"10.77.0.0/24\"\n", ""),
@@ -158,13 +75,10 @@ fn findings(text: &str) -> String {
 fn every_slip_is_named_with_its_line_and_a_hint() {
     let mut golden = String::new();
     for (name, right, wrong) in SLIPS {
-        assert!(
-            LAB.contains(right),
-            "{name}: the lab's inventory has no {right:?} any more"
-        );
+        assert!(LAB.contains(right), "{name}: the lab's inventory has no {right:?} any more");
         let found = findings(&LAB.replacen(right, wrong, 1));
         assert_ne!(found, "(accepted)\n", "{name}");
-        golden.push_str(&format!("# {name}\n{found}\n"));
+        writeln!(golden, "# {name}\n{found}").unwrap();
     }
     insta::assert_snapshot!(golden);
 }
@@ -198,10 +112,7 @@ fn the_commented_example_is_right_and_complete() {
         Inventory::parse("inventory/example.toml", text).unwrap_or_else(|found| panic!("{}", print(&found)));
     assert_eq!(inventory.servers.len(), 5);
     assert_eq!(inventory.server("gpu-1").unwrap().ssh.port, 2222);
-    assert_eq!(
-        inventory.server("gpu-1").unwrap().bastion.as_deref(),
-        Some("ctl-1")
-    );
+    assert_eq!(inventory.server("gpu-1").unwrap().bastion.as_deref(), Some("ctl-1"));
     assert_eq!(inventory.cluster.success.get(&Role::Ml), Some(&1));
 }
 
@@ -231,31 +142,18 @@ fn a_kubelet_in_a_control_group_offers_what_the_group_allows_minus_our_share() {
             - reserved.kube.cpu_milli.get();
         assert_eq!(
             (cpu, memory),
-            (
-                reserved.allocatable.cpu_milli.get(),
-                reserved.allocatable.memory_bytes.get()
-            )
+            (reserved.allocatable.cpu_milli.get(), reserved.allocatable.memory_bytes.get())
         );
-        assert!(
-            memory < facts.memory.allowed_bytes && cpu < facts.cpu.allowed_milli,
-            "{role}"
-        );
+        assert!(memory < facts.memory.allowed_bytes && cpu < facts.cpu.allowed_milli, "{role}");
     }
 }
 
 #[test]
 fn a_whole_machine_hides_nothing() {
-    let reserved = reserve(
-        &rackwright_core::inventory::Reservations::default(),
-        &metal_v2(),
-        Role::Ml,
-    )
-    .unwrap();
+    let reserved =
+        reserve(&rackwright_core::inventory::Reservations::default(), &metal_v2(), Role::Ml).unwrap();
     assert!(reserved.hidden.cpu_milli.is_zero() && reserved.hidden.memory_bytes.is_zero());
-    assert_eq!(
-        reserved.allocatable.cpu_milli,
-        MilliCpu::new(32_000 - 500 - 500 - 2000).unwrap()
-    );
+    assert_eq!(reserved.allocatable.cpu_milli, MilliCpu::new(32_000 - 500 - 500 - 2000).unwrap());
 }
 
 #[test]
@@ -263,8 +161,5 @@ fn a_server_smaller_than_its_reservations_is_refused() {
     let mut facts = container_v1();
     facts.memory.allowed_bytes = Bytes::mib(512).get();
     let error = reserve(&lab().cluster.reservations, &facts, Role::Ml).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "reserve 740 MiB of memory on a server that may use 512 MiB"
-    );
+    assert_eq!(error.to_string(), "reserve 740 MiB of memory on a server that may use 512 MiB");
 }

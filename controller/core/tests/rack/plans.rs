@@ -23,12 +23,7 @@ fn answered(server: &str, differences: &[(&str, &str, &str)]) -> Answered {
         generation: 4,
         unfinished: None,
     };
-    Answered {
-        server: server.to_owned(),
-        facts: container_v1(),
-        steps: Vec::new(),
-        report,
-    }
+    Answered { server: server.to_owned(), facts: container_v1(), steps: Vec::new(), report }
 }
 
 fn plan() -> Plan {
@@ -43,22 +38,15 @@ fn plan() -> Plan {
             ("30-containerd/unit", "restart containerd.service", ""),
         ],
     );
-    let absent = AbsentServer {
-        server: "ml2".to_owned(),
-        reason: "connect to 10.77.0.14:22: timed out".to_owned(),
-    };
-    build(
-        "lab",
-        2,
-        vec![answered("control1", &[]), changed, answered("data1", &[])],
-        vec![absent],
-    )
+    let absent =
+        AbsentServer { server: "ml2".to_owned(), reason: "connect to 10.77.0.14:22: timed out".to_owned() };
+    build("lab", 2, vec![answered("control1", &[]), changed, answered("data1", &[])], vec![absent])
 }
 
 #[test]
 fn a_plan_shows_what_changes_where_and_who_is_missing() {
     let plan = plan();
-    let text = plan.to_string().replace(&plan.id[..12], "0123456789ab");
+    let text = plan.to_string().replace(plan.id.get(..12).unwrap(), "0123456789ab");
     insta::assert_snapshot!(text, @r"
     plan 0123456789ab of cluster lab, generation 5
 
@@ -78,18 +66,9 @@ fn a_plan_shows_what_changes_where_and_who_is_missing() {
 
 #[test]
 fn a_plan_without_differences_is_empty_and_says_so() {
-    let plan = build(
-        "lab",
-        7,
-        vec![answered("control1", &[]), answered("ml1", &[])],
-        Vec::new(),
-    );
+    let plan = build("lab", 7, vec![answered("control1", &[]), answered("ml1", &[])], Vec::new());
     assert!(plan.is_empty());
-    assert!(
-        plan.to_string()
-            .ends_with("generation 8\n\nnothing to do on 2 servers\n"),
-        "{plan}"
-    );
+    assert!(plan.to_string().ends_with("generation 8\n\nnothing to do on 2 servers\n"), "{plan}");
 }
 
 #[test]
@@ -102,25 +81,16 @@ fn a_saved_plan_reads_back_equal() {
 #[test]
 fn a_plan_is_refused_when_its_facts_moved_or_it_was_changed() {
     let plan = plan();
-    let mut facts: BTreeMap<_, _> = ["control1", "data1", "ml1"]
-        .map(|name| (name.to_owned(), container_v1()))
-        .into();
+    let mut facts: BTreeMap<_, _> =
+        ["control1", "data1", "ml1"].map(|name| (name.to_owned(), container_v1())).into();
     facts.get_mut("ml1").unwrap().read_at_s += 60;
-    assert_eq!(
-        verify_fresh(&plan, &facts),
-        Ok(()),
-        "the time of reading is no fact"
-    );
+    assert_eq!(verify_fresh(&plan, &facts), Ok(()), "the time of reading is no fact");
 
     facts.get_mut("ml1").unwrap().memory.allowed_bytes += 1;
     facts.insert("data1".to_owned(), metal_v2());
     let mut changed = plan.clone();
     changed.generation = 99;
-    let stale: Vec<_> = verify_fresh(&changed, &facts)
-        .unwrap_err()
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+    let stale: Vec<_> = verify_fresh(&changed, &facts).unwrap_err().iter().map(ToString::to_string).collect();
     assert_eq!(
         stale,
         [
@@ -138,11 +108,7 @@ fn a_server_that_is_absent_now_does_not_make_a_plan_stale() {
 }
 
 fn step(id: &str, kind: StepKind) -> Step {
-    Step {
-        id: id.to_owned(),
-        needs: Vec::new(),
-        kind,
-    }
+    Step { id: id.to_owned(), needs: Vec::new(), kind }
 }
 
 fn file(path: &str, content: &str, mode: &str, secret: bool) -> StepKind {
@@ -166,17 +132,11 @@ fn dangerous_steps_are_found_before_anything_is_touched() {
         step("x/key", file("/k", "-----BEGIN PRIVATE KEY-----", "0600", true)),
         step(
             "x/command",
-            StepKind::Command {
-                check: "true".to_owned(),
-                apply: "rm".to_owned(),
-                undo: String::new(),
-            },
+            StepKind::Command { check: "true".to_owned(), apply: "rm".to_owned(), undo: String::new() },
         ),
     ];
-    let lints: Vec<_> = lint(&build("lab", 0, vec![bad], Vec::new()), &secrets())
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+    let lints: Vec<_> =
+        lint(&build("lab", 0, vec![bad], Vec::new()), &secrets()).iter().map(ToString::to_string).collect();
     insta::assert_snapshot!(lints.join("\n"));
 }
 
@@ -184,37 +144,22 @@ fn dangerous_steps_are_found_before_anything_is_touched() {
 fn restarting_too_many_etcd_members_at_once_is_found() {
     let member = |name: &str, differences: &[(&str, &str, &str)]| {
         let mut member = answered(name, differences);
-        member.steps = steps("control1", &container_v1())
-            .into_iter()
-            .filter(|step| step.id == "40-etcd/unit")
-            .collect();
+        member.steps =
+            steps("control1", &container_v1()).into_iter().filter(|step| step.id == "40-etcd/unit").collect();
         member
     };
     let restart: &[(&str, &str, &str)] = &[("40-etcd/unit", "restart etcd.service", "")];
     let codes = |members: Vec<Answered>| -> Vec<&'static str> {
-        lint(&build("lab", 0, members, Vec::new()), &BTreeMap::new())
-            .iter()
-            .map(|lint| lint.code)
-            .collect()
+        lint(&build("lab", 0, members, Vec::new()), &BTreeMap::new()).iter().map(|lint| lint.code).collect()
     };
-    assert_eq!(
-        codes(vec![member("a", restart), member("b", restart), member("c", &[])]),
-        ["quorum-restart"]
-    );
+    assert_eq!(codes(vec![member("a", restart), member("b", restart), member("c", &[])]), ["quorum-restart"]);
     assert!(codes(vec![member("a", restart), member("b", &[]), member("c", &[])]).is_empty());
-    assert!(
-        codes(vec![member("a", restart)]).is_empty(),
-        "a single member has no quorum to keep"
-    );
+    assert!(codes(vec![member("a", restart)]).is_empty(), "a single member has no quorum to keep");
 }
 
 #[test]
 fn our_own_playbooks_have_no_lint() {
-    for (server, facts) in [
-        ("control1", container_v1()),
-        ("data1", metal_v2()),
-        ("ml1", container_v1()),
-    ] {
+    for (server, facts) in [("control1", container_v1()), ("data1", metal_v2()), ("ml1", container_v1())] {
         let mut of = answered(server, &[]);
         of.steps = steps(server, &facts);
         let lints = lint(&build("lab", 0, vec![of], Vec::new()), &secrets());

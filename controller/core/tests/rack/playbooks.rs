@@ -22,9 +22,7 @@ fn show(steps: &[Step]) -> String {
             match value {
                 Value::String(lines) if lines.contains('\n') => {
                     writeln!(text, "{name}:").unwrap();
-                    lines
-                        .lines()
-                        .for_each(|line| writeln!(text, "  | {line}").unwrap());
+                    lines.lines().for_each(|line| writeln!(text, "  | {line}").unwrap());
                 }
                 Value::String(plain) => writeln!(text, "{name}: {plain}").unwrap(),
                 other => writeln!(text, "{name}: {other}").unwrap(),
@@ -45,10 +43,7 @@ fn a_container_with_cgroup_v1_is_rendered_as_recorded() {
 #[test]
 fn a_rented_server_with_cgroup_v2_differs_in_exactly_this() {
     for server in ["control1", "data1", "ml1", "results1"] {
-        let (v1, v2) = (
-            show(&steps(server, &container_v1())),
-            show(&steps(server, &metal_v2())),
-        );
+        let (v1, v2) = (show(&steps(server, &container_v1())), show(&steps(server, &metal_v2())));
         let diff = similar::TextDiff::from_lines(&v1, &v2);
         let diff = diff
             .unified_diff()
@@ -102,9 +97,7 @@ fn optional(path: &str, server: &str) -> bool {
 fn writes(step: &Step, wanted: &str) -> bool {
     match &step.kind {
         StepKind::File { path, .. } | StepKind::Artifact { path, .. } => path == wanted,
-        StepKind::Certificate(of) => [&of.cert, &of.key, &of.ca_cert]
-            .into_iter()
-            .any(|path| path == wanted),
+        StepKind::Certificate(of) => [&of.cert, &of.key, &of.ca_cert].into_iter().any(|path| path == wanted),
         StepKind::KeyPair { key, public, .. } => key == wanted || public == wanted,
         _ => false,
     }
@@ -112,11 +105,7 @@ fn writes(step: &Step, wanted: &str) -> bool {
 
 fn reaches(steps: &[Step], from: &Step, to: &str) -> bool {
     from.needs.iter().any(|need| {
-        need == to
-            || steps
-                .iter()
-                .find(|step| step.id == *need)
-                .is_some_and(|step| reaches(steps, step, to))
+        need == to || steps.iter().find(|step| step.id == *need).is_some_and(|step| reaches(steps, step, to))
     })
 }
 
@@ -141,21 +130,14 @@ fn every_named_owner_has_a_step_that_makes_it() {
                 _ => false,
             });
             let reached = user == "root" || made.is_some_and(|made| reaches(&steps, step, &made.id));
-            assert!(
-                reached,
-                "{} on {} does not need the step that makes {user}",
-                step.id, server.name
-            );
+            assert!(reached, "{} on {} does not need the step that makes {user}", step.id, server.name);
         }
     }
 }
 
 #[test]
 fn rendering_is_the_same_every_time() {
-    assert_eq!(
-        steps("control1", &container_v1()),
-        steps("control1", &container_v1())
-    );
+    assert_eq!(steps("control1", &container_v1()), steps("control1", &container_v1()));
 }
 
 #[test]
@@ -168,17 +150,10 @@ fn all_playbooks_together_run_at_most_eight_commands() {
 fn secrets_are_escaped_where_they_stand() {
     let steps = steps("data1", &container_v1());
     let content = |id: &str| {
-        steps
-            .iter()
-            .find(|step| step.id == id)
-            .and_then(|step| match &step.kind {
-                StepKind::File {
-                    content,
-                    secret: true,
-                    ..
-                } => content.clone(),
-                _ => None,
-            })
+        steps.iter().find(|step| step.id == id).and_then(|step| match &step.kind {
+            StepKind::File { content, secret: true, .. } => content.clone(),
+            _ => None,
+        })
     };
     assert!(
         content("70-data/clickhouse-users")
@@ -198,26 +173,14 @@ const SLIPS: &[(&str, &str)] = &[
         "undefined name",
         "[[step]]\nid = \"a\"\nkind = \"file\"\npath = \"/a\"\ncontent = '''\none\ntwo {{ server.nmae }}\n'''\n",
     ),
-    (
-        "undefined name alone",
-        "[[step]]\nid = \"a\"\nkind = \"file\"\npath = \"{{ facts.os.flavour }}\"\n",
-    ),
+    ("undefined name alone", "[[step]]\nid = \"a\"\nkind = \"file\"\npath = \"{{ facts.os.flavour }}\"\n"),
     (
         "open expression",
         "[[step]]\nid = \"a\"\nkind = \"file\"\npath = \"/a\"\ncontent = '''\none\n{% if %}\n'''\n",
     ),
-    (
-        "unknown kind",
-        "[[step]]\nid = \"a\"\nkind = \"fiel\"\npath = \"/a\"\n",
-    ),
-    (
-        "unknown parameter",
-        "[[step]]\nid = \"a\"\nkind = \"file\"\npaht = \"/a\"\n",
-    ),
-    (
-        "missing parameter",
-        "[[step]]\nid = \"a\"\nkind = \"slice\"\nname = \"a.slice\"\n",
-    ),
+    ("unknown kind", "[[step]]\nid = \"a\"\nkind = \"fiel\"\npath = \"/a\"\n"),
+    ("unknown parameter", "[[step]]\nid = \"a\"\nkind = \"file\"\npaht = \"/a\"\n"),
+    ("missing parameter", "[[step]]\nid = \"a\"\nkind = \"slice\"\nname = \"a.slice\"\n"),
     (
         "wrong type",
         "[[step]]\nid = \"a\"\nkind = \"slice\"\nname = \"a.slice\"\nmemory_bytes = \"much\"\ncpu_weight = 1\n",
@@ -242,14 +205,8 @@ const SLIPS: &[(&str, &str)] = &[
         "unknown CA",
         "[[step]]\nid = \"a\"\nkind = \"certificate\"\nca = \"kubernets\"\ncommon_name = \"a\"\ncert = \"/c\"\nkey = \"/k\"\nca_cert = \"/ca\"\nlife_hours = 2\nrenew_hours = 1\n",
     ),
-    (
-        "unknown role",
-        "[[step]]\nid = \"a\"\nkind = \"module\"\nroles = [\"mll\"]\nnames = []\n",
-    ),
-    (
-        "bad condition",
-        "[[step]]\nid = \"a\"\nkind = \"module\"\nwhen = \"facts.os.\"\nnames = []\n",
-    ),
+    ("unknown role", "[[step]]\nid = \"a\"\nkind = \"module\"\nroles = [\"mll\"]\nnames = []\n"),
+    ("bad condition", "[[step]]\nid = \"a\"\nkind = \"module\"\nwhen = \"facts.os.\"\nnames = []\n"),
     (
         "undefined condition",
         "[[step]]\nid = \"a\"\nkind = \"module\"\nwhen = \"facts.os.windows\"\nnames = []\n",
@@ -261,10 +218,7 @@ const SLIPS: &[(&str, &str)] = &[
 fn result(text: &str, facts: &Facts) -> String {
     let rendered = Playbook::parse("playbooks/99-slip.toml", text)
         .and_then(|playbook| render(&[playbook], &context(&lab(), "ml1", facts)));
-    rendered.map_or_else(
-        |found| print(&found),
-        |steps| format!("(accepted)\n{}", show(&steps)),
-    )
+    rendered.map_or_else(|found| print(&found), |steps| format!("(accepted)\n{}", show(&steps)))
 }
 
 #[test]
@@ -311,7 +265,7 @@ cpu_weight = 50
     == 99-slip/number (slice)
     needs: 99-slip/list
     cpu_weight: 50
-    memory_bytes: 2147483648
+    memory_bytes: 1610612736
     name: a.slice
     "#);
 }
