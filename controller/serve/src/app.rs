@@ -1,7 +1,7 @@
 //! What every handler of the HTTP interface can reach.
 
 use crate::auth::Tokens;
-use crate::brain::{Input, now_ms};
+use crate::brain::Input;
 use crate::cluster::Cluster;
 use crate::config::Limits;
 use crate::counters::Counters;
@@ -71,8 +71,8 @@ impl App {
         let question = Box::new(move |sched: &Sched, world: &World| {
             let _caller_left = reply.send(question(sched, world));
         });
-        self.inputs.try_send(Input::Ask(question)).map_err(|_| busy())?;
-        answer.await.map_err(|_| busy())
+        self.inputs.try_send(Input::Ask(question)).map_err(|_full| busy())?;
+        answer.await.map_err(|_full| busy())
     }
 
     /// A place in the loop's queue, taken before anything becomes durable.
@@ -80,12 +80,7 @@ impl App {
     /// # Errors
     /// The queue is full or the loop has stopped.
     pub(crate) fn place(&self) -> Result<mpsc::OwnedPermit<Input>, Problem> {
-        self.inputs.clone().try_reserve_owned().map_err(|_| busy())
-    }
-
-    /// Milliseconds since the epoch.
-    pub(crate) fn now_ms(&self) -> u64 {
-        now_ms()
+        self.inputs.clone().try_reserve_owned().map_err(|_full| busy())
     }
 }
 

@@ -34,7 +34,7 @@ const STORE_PAUSE: Duration = Duration::from_millis(500);
 /// Between two looks for checkpoints of running tasks.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// The scheduler is asked at least this often, whatever it says it waits for.
-const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+const LONGEST_SLEEP: Duration = Duration::from_mins(1);
 /// Events after which the log is shortened by a snapshot.
 const SNAPSHOT_EVERY: usize = 20_000;
 

@@ -38,8 +38,8 @@ impl std::fmt::Debug for Plane {
 
 impl DataSource for Plane {
     fn newest(&self, dataset: &DatasetName) -> Option<DatasetPin> {
-        let version = self.0.newest_version(dataset.as_str())?;
-        Some(DatasetPin { name: dataset.clone(), version: DatasetVersion::new(&version).ok()?, generation: 0 })
+        let (version, generation) = self.0.newest(dataset.as_str())?;
+        Some(DatasetPin { name: dataset.clone(), version: DatasetVersion::new(&version).ok()?, generation })
     }
 
     fn checkpoint<'a>(&'a self, job: &'a JobRecord, task: TaskIndex) -> BoxFuture<'a, Option<Checkpoint>> {

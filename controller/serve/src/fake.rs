@@ -52,7 +52,7 @@ impl FakeCluster {
         let change = Change::Node(Box::new(seen::node(&node).unwrap()));
         let mut state = self.0.lock().unwrap();
         state.nodes.insert(name.to_owned(), node);
-        state.tell(change);
+        state.tell(&change);
     }
 
     /// Whether the apiserver answers; while it does not, watches show nothing either.
@@ -91,7 +91,7 @@ impl FakeCluster {
         let pod = state.pods.get_mut(name).unwrap();
         pod.status = serde_json::from_value(status).unwrap();
         let change = Change::Pod(Box::new(seen::pod(pod)));
-        state.tell(change);
+        state.tell(&change);
     }
 
     /// The kubelet starts a pod's container.
@@ -138,7 +138,7 @@ impl FakeCluster {
             state.lose_replies -= 1;
             return Err(ClusterError::Away { doing: "create".to_owned(), source: "reply lost".into() });
         }
-        state.tell(Change::Pod(Box::new(seen::pod(&made))));
+        state.tell(&Change::Pod(Box::new(seen::pod(&made))));
         Ok(Created::Here(uid))
     }
 
@@ -147,14 +147,14 @@ impl FakeCluster {
         let mut state = self.0.lock().unwrap();
         let matches = state.pods.get(name).is_some_and(|pod| pod.metadata.uid.as_deref() == Some(uid));
         if matches && let Some(pod) = state.pods.remove(name) {
-            state.tell(Change::PodGone(Box::new(seen::pod(&pod))));
+            state.tell(&Change::PodGone(Box::new(seen::pod(&pod))));
         }
         Ok(())
     }
 }
 
 impl State {
-    fn tell(&mut self, change: Change) {
+    fn tell(&mut self, change: &Change) {
         if !self.away {
             self.watchers.retain(|watcher| watcher.send(change.clone()).is_ok());
         }

@@ -247,7 +247,7 @@ impl Shared {
     async fn prune(&self, namespace: &str, pod: PodKey, uid: PodUid, force: bool) -> Done {
         let name = pod.to_string();
         // A finished pod has nothing left to stop: the grace period only keeps its record for longer.
-        let grace_s = if force { 0 } else { 1 };
+        let grace_s = u32::from(!force);
         let delete = || self.tools.cluster.delete(namespace, &name, uid.as_str(), grace_s);
         match self.until_answered(delete).await {
             Ok(()) => {

@@ -13,6 +13,7 @@ mod status;
 
 use crate::app::App;
 use crate::auth::Caller;
+use crate::brain::now_ms;
 use crate::problem::Problem;
 use crate::routes::{self, Route};
 use axum::Router;
@@ -80,27 +81,47 @@ async fn guard(State(app): State<App>, matched: Option<MatchedPath>, request: Re
 }
 
 async fn pass(app: &App, route: Option<&Route>, mut request: Request, next: Next) -> Result<Response, Problem> {
-    // Routes of other parts check the role themselves; they are reached with a token all the same.
+    // What is not in the table is reached with a token all the same, and answers 404 after that.
     let open = route.is_some_and(|route| route.role.is_none());
+    let mut caller = None;
     if !open {
-        let caller = authenticate(app, request.headers()).await?;
+        let known = authenticate(app, request.headers()).await?;
         if let Some(role) = route.and_then(|route| route.role) {
-            caller.require(role)?;
+            known.require(role)?;
         }
-        request.extensions_mut().insert(caller);
+        request.extensions_mut().insert(known.clone());
+        caller = Some(known);
     }
     let declared = request.headers().get(header::CONTENT_LENGTH);
     let declared = declared.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     if declared.is_some_and(|bytes| bytes > app.limits.body_bytes) {
         return Err(input::too_large(app.limits.body_bytes));
     }
-    Ok(next.run(request).await)
+    let subject = request.uri().path().to_owned();
+    let response = next.run(request).await;
+    if let (Some(action), Some(caller)) = (route.and_then(|route| route.noted), caller)
+        && response.status().is_success()
+    {
+        admin::note(app, &caller, action, &subject).await?;
+    }
+    as_problem(response)
+}
+
+/// A refusal that a part's own extractor worded becomes a problem like all others.
+fn as_problem(response: Response) -> Result<Response, Problem> {
+    let status = response.status();
+    let kind = response.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    if !status.is_client_error() || kind == Some(b"application/problem+json") {
+        return Ok(response);
+    }
+    let words = status.canonical_reason().unwrap_or("refused").to_lowercase();
+    Err(Problem::new(status, "invalid-request", words).hint("GET /openapi.json has what this path takes"))
 }
 
 /// Unknown tokens share one bucket, so that guessing is slow and costs others nothing.
 async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Caller, Problem> {
     let now = Instant::now();
-    let caller = app.tokens.caller(headers, app.now_ms()).await;
+    let caller = app.tokens.caller(headers, now_ms()).await;
     let bucket = caller.as_ref().map_or("", |caller| caller.token.as_str());
     app.rate.take(bucket, now).map_err(|wait| {
         let seconds = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1);

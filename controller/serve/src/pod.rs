@@ -10,6 +10,7 @@ use rackwright_core::job::{CheckpointRef, JobRecord};
 use rackwright_wire::id::{NodeName, PodKey, Team};
 use rackwright_wire::volume::{DRIVER, VolumeRequest};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 
 /// Nobody: owns nothing on any image.
 const UID: u32 = 65534;
@@ -44,11 +45,6 @@ pub(crate) fn render(
     style: &PodStyle,
 ) -> Result<Pod, serde_json::Error> {
     let (volumes, mounts) = volumes(job, key, resume);
-    let mut pod_security =
-        json!({"runAsNonRoot": true, "runAsUser": UID, "runAsGroup": UID});
-    if style.seccomp {
-        pod_security["seccompProfile"] = json!({"type": "RuntimeDefault"});
-    }
     serde_json::from_value(json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -78,7 +74,12 @@ pub(crate) fn render(
                 {"key": "node.kubernetes.io/not-ready", "operator": "Exists"},
                 {"key": "node.kubernetes.io/unreachable", "operator": "Exists"},
             ],
-            "securityContext": pod_security,
+            "securityContext": {
+                "runAsNonRoot": true,
+                "runAsUser": UID,
+                "runAsGroup": UID,
+                "seccompProfile": style.seccomp.then(|| json!({"type": "RuntimeDefault"})),
+            },
             "containers": [container(job, key, resume, &mounts, style)],
             "volumes": volumes,
         },
@@ -93,31 +94,28 @@ fn container(
     style: &PodStyle,
 ) -> Value {
     let resources = &job.spec.resources;
-    let mut amounts = json!({
-        "cpu": format!("{}m", resources.cpu.get()),
-        "memory": resources.memory.get().to_string(),
-    });
+    let mut amounts = BTreeMap::from([
+        ("cpu", format!("{}m", resources.cpu.get())),
+        ("memory", resources.memory.get().to_string()),
+    ]);
     if !resources.gpu.is_zero() {
-        amounts["nvidia.com/gpu"] = json!(resources.gpu.get().div_ceil(1000).to_string());
+        amounts.insert("nvidia.com/gpu", resources.gpu.get().div_ceil(1000).to_string());
     }
-    let mut container = json!({
+    // An empty list would replace the image's own entry point by nothing.
+    let given = |words: &Vec<String>| (!words.is_empty()).then(|| json!(words));
+    json!({
         "name": "job",
         "image": job.spec.image,
+        "command": given(&job.spec.command),
+        "args": given(&job.spec.args),
         "imagePullPolicy": style.image_pull_policy,
         "env": env(job, key, resume),
         "resources": {"requests": amounts, "limits": amounts},
         "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
-        "terminationMessagePolicy": "FallbackToLogsOnError",
+        // What a job writes to /dev/termination-log is kept with its end: a small result needs no volume.
+        "terminationMessagePolicy": "File",
         "volumeMounts": mounts,
-    });
-    // An empty list would replace the image's own entry point by nothing.
-    if !job.spec.command.is_empty() {
-        container["command"] = json!(job.spec.command);
-    }
-    if !job.spec.args.is_empty() {
-        container["args"] = json!(job.spec.args);
-    }
-    container
+    })
 }
 
 /// The job's own environment first, then ours: a later entry of the same name counts.
@@ -170,4 +168,55 @@ fn volumes(job: &JobRecord, key: PodKey, resume: Option<&CheckpointRef>) -> (Vec
         add("work".to_owned(), "/work".to_owned(), false, &request);
     }
     (volumes, mounts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rackwright_core::job::{DatasetPin, JobSpec, Limits};
+    use rackwright_wire::id::{AttemptNo, DatasetName, DatasetVersion, JobId, Owner, TaskIndex};
+
+    fn record(spec: &str) -> JobRecord {
+        let spec = JobSpec::from_json(spec.as_bytes(), &Limits::default()).unwrap();
+        let pin = |wanted: &rackwright_core::job::DatasetRef| DatasetPin {
+            name: DatasetName::new(wanted.name.as_str()).unwrap(),
+            version: DatasetVersion::new(&"0123456789abcdef".repeat(4)).unwrap(),
+            generation: 3,
+        };
+        JobRecord {
+            version: 1,
+            id: JobId::new(33).unwrap(),
+            owner: Owner::new("ada").unwrap(),
+            team: Team::new("vision").unwrap(),
+            submitted_at_ms: 1,
+            datasets: spec.datasets.iter().map(pin).collect(),
+            spec,
+            dependencies_met: Vec::new(),
+        }
+    }
+
+    fn rendered(spec: &str, task: u32, attempt: u32, resume: Option<&CheckpointRef>) -> String {
+        let style = PodStyle { image_pull_policy: "Never".to_owned(), seccomp: true };
+        let job = record(spec);
+        let key = PodKey { job: job.id, task: TaskIndex(task), attempt: AttemptNo(attempt) };
+        let pod = render(&job, key, &NodeName::new("ml1").unwrap(), resume, &style).unwrap();
+        serde_json::to_string_pretty(&pod).unwrap()
+    }
+
+    #[test]
+    fn a_task_that_resumes_sees_its_data_and_its_work_volume() {
+        let spec = r#"{"name": "fit", "image": "docker.io/rackwright/python:1", "command": ["python3", "/data/apt/fit.py"],
+            "datasets": [{"name": "apt"}], "array": {"count": 20}, "retries": 1, "results": true,
+            "checkpoint": {"interval_s": 60}, "env": {"ALPHA": "0.1"}, "project": "sweep",
+            "resources": {"cpu": "1500m", "memory": "512MiB"}, "max_run_time_s": 600}"#;
+        let resume = CheckpointRef { task: TaskIndex(7), step: 20, set: "checkpoint-x-7-1-20".to_owned() };
+        insta::assert_snapshot!(rendered(spec, 7, 2, Some(&resume)));
+    }
+
+    #[test]
+    fn a_gang_member_knows_its_rank_and_keeps_the_images_entry_point() {
+        let spec = r#"{"name": "gang", "image": "i", "gang": {"size": 2, "spread": true},
+            "resources": {"cpu": "1", "memory": "64MiB", "gpu": 2}}"#;
+        insta::assert_snapshot!(rendered(spec, 1, 1, None));
+    }
 }

@@ -92,7 +92,9 @@ impl Rig {
             routes: None,
         };
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        self.server = Some(Server::start_with(self.config(), outside, stop, tasks).await.unwrap());
+        let config = self.config();
+        let store = crate::server::open(&config).unwrap();
+        self.server = Some(Server::start_with(config, store, outside, stop, tasks).await.unwrap());
     }
 
     async fn stop(&mut self) {

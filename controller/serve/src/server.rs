@@ -92,27 +92,27 @@ impl Server {
         let kubernetes = Kubernetes::from_kubeconfig(&config.kubernetes.kubeconfig, config.kubernetes.seccomp).await;
         let kubernetes = kubernetes.map_err(ServeError::Kubeconfig)?;
         let mut outside = Outside { cluster: Arc::new(kubernetes.clone()), data: None, routes: None };
+        let store = open(&config)?;
         if let Some(section) = &config.data {
-            let plane = data::DataPlane::open(section, kubernetes.client()).await;
+            let plane = data::DataPlane::open(section, kubernetes.client(), store.clone()).await;
             let plane = plane.map_err(|cause| ServeError::Data(Box::new(cause)))?;
             outside.routes = Some(data::router(plane.clone()));
             outside.data = Some(Arc::new(Plane(plane.clone())));
             tasks.spawn(plane.run(stop.clone()));
         }
-        Self::start_with(config, outside, stop, tasks).await
+        Self::start_with(config, store, outside, stop, tasks).await
     }
 
     /// Starts with other parts outside.
     pub(crate) async fn start_with(
         config: Config,
+        store: SqliteStore,
         outside: Outside,
         stop: CancellationToken,
         tasks: TaskTracker,
     ) -> Result<Self, ServeError> {
         let certificate = Certificate::load(&config.tls).map_err(ServeError::Tls)?;
         let acceptor = TlsAcceptor::from(Arc::new(certificate.server_config().map_err(ServeError::Tls)?));
-        let options = SqliteOptions { path: config.store.clone(), ..SqliteOptions::default() };
-        let store = SqliteStore::open(options).map_err(ServeError::Store)?;
         first_token::ensure(&store, &config.store).await.map_err(ServeError::FirstToken)?;
         let (sched, last) = brain::recover(&store, policy(&config)).await.map_err(ServeError::Recover)?;
         tracing::info!(log = last.0, "state rebuilt");
@@ -188,6 +188,14 @@ impl Server {
         self.stop.cancel();
         self.tasks.wait().await;
     }
+}
+
+/// Opens the job store that the configuration names.
+///
+/// # Errors
+/// It is damaged, of a newer build, or in use.
+pub(crate) fn open(config: &Config) -> Result<SqliteStore, ServeError> {
+    SqliteStore::open(SqliteOptions::at(config.store.clone())).map_err(ServeError::Store)
 }
 
 /// The scheduler's policy, as far as `serve.toml` sets it.

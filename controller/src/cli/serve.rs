@@ -35,8 +35,7 @@ enum ServeSubcommand {
 enum TokenCommand {
     /// Make a token; it is printed this once.
     Create {
-        /// Write to this store directly (on the control server, while serve is stopped); without it
-        /// the running controller is asked.
+        /// Write to this store directly, on the control server; without it the controller is asked.
         #[arg(long, value_name = "FILE")]
         store: Option<PathBuf>,
         /// What it may do.
@@ -125,12 +124,7 @@ async fn token(command: TokenCommand, out: Out) -> Result<ExitCode, Report> {
 }
 
 async fn create_in(path: PathBuf, wanted: TokenWanted) -> Result<TokenMade, Report> {
-    let store = SqliteStore::open(SqliteOptions::at(path)).map_err(|cause| {
-        Report::new(cause).help(
-            "stop serve first, or ask it: set RACKWRIGHT_URL and RACKWRIGHT_TOKEN and leave --store out \
-             (the first operator token is in operator.token beside the store)",
-        )
-    })?;
+    let store = SqliteStore::open(SqliteOptions::at(path))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
     let (token, row) = new_token(wanted.role, wanted.owner, wanted.team, wanted.note, now_ms)?;

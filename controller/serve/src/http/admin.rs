@@ -5,6 +5,7 @@ use super::jobs::unlisted;
 use crate::api::{AuditList, Token, TokenList, TokenMade, TokenWanted};
 use crate::app::App;
 use crate::auth::{Caller, new_token};
+use crate::brain::now_ms;
 use crate::problem::Problem;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -25,7 +26,7 @@ pub(super) async fn create(
     body: Body,
 ) -> Result<(StatusCode, Json<TokenMade>), Problem> {
     let wanted: TokenWanted = body.json()?;
-    let made = new_token(wanted.role, wanted.owner, wanted.team, wanted.note, app.now_ms());
+    let made = new_token(wanted.role, wanted.owner, wanted.team, wanted.note, now_ms());
     let (token, row) = made.map_err(|cause| Problem::internal("draw a token", &cause))?;
     let answer = TokenMade {
         id: row.id.clone(),
@@ -46,7 +47,7 @@ pub(super) async fn revoke(
     Path(id): Path<String>,
 ) -> Result<Json<Token>, Problem> {
     let missing = || Problem::not_found(format_args!("token {id}")).hint("GET /v1/tokens lists them");
-    match app.store.revoke_token(&id, app.now_ms()).await {
+    match app.store.revoke_token(&id, now_ms()).await {
         Ok(()) => {}
         Err(StoreError::Unknown { .. }) => return Err(missing()),
         Err(cause) => return Err(Problem::internal("revoke the token", &cause)),
@@ -82,7 +83,7 @@ pub(super) async fn audit(
 /// The store cannot write.
 pub(super) async fn note(app: &App, caller: &Caller, action: &str, subject: &str) -> Result<(), Problem> {
     let row = AuditRow {
-        at_ms: app.now_ms(),
+        at_ms: now_ms(),
         owner: caller.owner.clone(),
         team: caller.team.clone(),
         action: action.to_owned(),

@@ -4,6 +4,7 @@ use super::input::Params;
 use crate::api::{Etcd, Held, NodeList, NodeSummary, Queue, QueuedJob, UsageList};
 use crate::app::App;
 use crate::auth::Caller;
+use crate::brain::now_ms;
 use crate::problem::Problem;
 use crate::world::World;
 use axum::extract::State;
@@ -115,7 +116,7 @@ pub(super) async fn usage(
     Extension(caller): Extension<Caller>,
     Params(query): Params<UsageQuery>,
 ) -> Result<Json<UsageList>, Problem> {
-    let now = app.now_ms();
+    let now = now_ms();
     let from_ms = moment("from", query.from.as_deref())?.unwrap_or(0);
     let until_ms = moment("to", query.to.as_deref())?.unwrap_or(now).min(now);
     let ended = app.store.usage(from_ms, until_ms).await;

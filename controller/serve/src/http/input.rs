@@ -17,6 +17,7 @@ pub(crate) struct Body(pub(crate) Bytes);
 impl FromRequest<App> for Body {
     type Rejection = Problem;
 
+    #[expect(clippy::wildcard_enum_match_arm, reason = "axum may add kinds; all but one are answered alike")]
     async fn from_request(request: Request, app: &App) -> Result<Self, Problem> {
         Bytes::from_request(request, app).await.map(Self).map_err(|rejection| match rejection {
             BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
@@ -64,7 +65,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
 /// # Errors
 /// It is no id: then no job has it.
 pub(crate) fn job_id(text: &str) -> Result<JobId, Problem> {
-    text.parse().map_err(|_| no_job(text))
+    text.parse().map_err(|_not_an_id| no_job(text))
 }
 
 /// There is no such job, or the caller may not know of it.

@@ -38,20 +38,21 @@ fn operation(route: &Route) -> Value {
     let problem = json!({"description": "A problem with a stable code and a hint.",
         "content": {"application/problem+json": {"schema": reference("Problem")}}});
     let success = if (route.method, route.path) == ("POST", "/v1/jobs") { "201" } else { "200" };
-    let mut operation = json!({
-        "summary": route.summary,
-        "parameters": parameters(route),
-        "responses": {success: {"description": "Done.", "content": answer}, "default": problem},
+    let body = route.body.map(|schema| {
+        json!({"required": true, "content": {"application/json": {"schema": reference(schema)}}})
     });
-    if let Some(schema) = route.body {
-        operation["requestBody"] =
-            json!({"required": true, "content": {"application/json": {"schema": reference(schema)}}});
-    }
-    if let Some(role) = route.role {
-        operation["security"] = json!([{"token": []}]);
-        operation["x-role"] = json!(role.as_str());
-    }
-    operation
+    let optional = [
+        ("requestBody", body),
+        ("security", route.role.map(|_| json!([{"token": []}]))),
+        ("x-role", route.role.map(|role| json!(role.as_str()))),
+    ];
+    let always = [
+        ("summary", json!(route.summary)),
+        ("parameters", json!(parameters(route))),
+        ("responses", json!({success: {"description": "Done.", "content": answer}, "default": problem})),
+    ];
+    let given = optional.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    Value::Object(always.into_iter().chain(given).map(|(name, value)| (name.to_owned(), value)).collect())
 }
 
 fn parameters(route: &Route) -> Vec<Value> {
