@@ -85,6 +85,12 @@ pub fn deliver(host: &Host, plan: &str, answer: &Answer) -> io::Result<()> {
     durable::write(&folder.join(file_name(&answer.step)), &text, 0o600, None)
 }
 
+/// Forgets all answers to a plan that is over.
+pub fn forget(host: &Host, plan: &str) {
+    // What cannot be removed is in nobody's way.
+    let _removed = std::fs::remove_dir_all(folder(host, plan));
+}
+
 fn folder(host: &Host, plan: &str) -> PathBuf {
     host.state("journal/inbox").join(plan)
 }

@@ -4,7 +4,7 @@
 
 use super::Tree;
 use rackwright_wire::facts::Disk;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Mount points below these come and go, or are single files that a container manager bound in.
@@ -16,12 +16,12 @@ const SECTOR: u64 = 512;
 
 pub(super) fn read(tree: &Tree<'_>) -> Vec<Disk> {
     let mut disks = mounted(tree);
-    let used: BTreeSet<String> = disks.iter().map(|disk| disk.device.clone()).collect();
+    let mounted: Vec<String> = disks.iter().map(|disk| disk.device.clone()).collect();
     disks.extend(
         tree.names("/sys/block")
             .into_iter()
             .filter(|name| !VIRTUAL.iter().any(|prefix| name.starts_with(prefix)))
-            .filter(|name| !used.iter().any(|device| device.starts_with(name.as_str())))
+            .filter(|name| !mounted.contains(name) && !is_in_use(tree, name))
             .map(|name| Disk {
                 wwn: wwn(tree, &name),
                 mount: None,
@@ -38,11 +38,10 @@ pub(super) fn mounted(tree: &Tree<'_>) -> Vec<Disk> {
         .optional("/proc/self/mountinfo")
         .or_else(|| tree.optional("/proc/1/mountinfo"))
         .unwrap_or_default();
-    let mut disks: Vec<Disk> = table.lines().filter_map(|line| disk(tree, line)).collect();
-    disks.sort_by(|a, b| a.mount.cmp(&b.mount));
-    // A mount on top of another at the same place hides it.
-    disks.dedup_by(|a, b| a.mount == b.mount);
-    disks
+    // By mount point: a later mount at the same place hides the earlier one.
+    let topmost: BTreeMap<_, _> =
+        table.lines().filter_map(|line| disk(tree, line)).map(|disk| (disk.mount.clone(), disk)).collect();
+    topmost.into_values().collect()
 }
 
 /// One line of mountinfo (proc(5)): `id parent dev root point options … - type source super`.
@@ -72,6 +71,13 @@ fn file_system_size(tree: &Tree<'_>, mount: &str) -> Option<u64> {
     }
     let stat = rustix::fs::statvfs(mount).ok()?;
     Some(stat.f_blocks.saturating_mul(stat.f_frsize))
+}
+
+/// Whether a disk has partitions, or belongs to a RAID or a volume group.
+fn is_in_use(tree: &Tree<'_>, disk: &str) -> bool {
+    let folder = format!("/sys/block/{disk}");
+    !tree.names(&format!("{folder}/holders")).is_empty()
+        || tree.names(&folder).iter().any(|name| name.starts_with(disk))
 }
 
 fn device_size(tree: &Tree<'_>, device: &str) -> Option<u64> {

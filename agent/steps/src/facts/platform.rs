@@ -7,7 +7,7 @@ use std::path::Path;
 /// Modules that Kubernetes and our network need, with where a built-in one shows.
 const MODULES: [(&str, &[&str]); 8] = [
     ("br_netfilter", &["/proc/sys/net/bridge/bridge-nf-call-iptables"]),
-    ("bridge", &["/sys/module/bridge"]),
+    ("bridge", &["/sys/module/bridge", "/proc/sys/net/bridge"]),
     ("ip_tables", &["/sys/module/ip_tables", "/proc/net/ip_tables_names"]),
     ("nf_conntrack", &["/sys/module/nf_conntrack", "/proc/sys/net/netfilter/nf_conntrack_max"]),
     ("nf_tables", &["/sys/module/nf_tables", "/proc/sys/net/netfilter/nf_hooks_lwtunnel"]),
@@ -60,6 +60,11 @@ pub fn module_present(root: &Path, name: &str) -> bool {
 }
 
 fn shows(tree: &Tree<'_>, name: &str) -> bool {
+    // A container may have no /sys/module at all; a file system shows in this list.
+    let file_systems = tree.optional("/proc/filesystems").unwrap_or_default();
+    if file_systems.lines().any(|line| line.split_ascii_whitespace().next_back() == Some(name)) {
+        return true;
+    }
     MODULES
         .iter()
         .filter(|(module, _)| *module == name)

@@ -51,7 +51,8 @@ pub(super) fn apply(host: &Host, reference: &str, sha256: &str) -> Result<(), St
         &archive,
     ];
     let _one_at_a_time = host.imports();
-    let done = exec::run("ctr", &args, IMPORT_LIMIT)?;
+    let done = exec::run("ctr", &args, IMPORT_LIMIT)
+        .map_err(|error| StepError::new(Code::ImageFailed, format!("import {reference}")).because(error))?;
     host.forget_images();
     if done.success() {
         return Ok(());

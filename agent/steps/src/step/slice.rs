@@ -9,7 +9,6 @@ pub(super) fn as_unit(name: &str, memory_bytes: u64, cpu_weight: u32) -> Wanted<
         name,
         content: Some(Cow::Owned(content(memory_bytes, cpu_weight))),
         drop_in: None,
-        // Without an [Install] section: slices start when something is in them, or here and now.
         enabled: true,
         active: true,
         restart_on: None,
@@ -25,6 +24,8 @@ fn content(memory_bytes: u64, cpu_weight: u32) -> String {
         let _written = writeln!(text, "MemoryMax={memory_bytes}");
     }
     let _written = writeln!(text, "CPUWeight={cpu_weight}");
+    // At every boot: a slice with nothing in it would else be gone after a restart of the server.
+    text.push_str("\n[Install]\nWantedBy=slices.target\n");
     text
 }
 
@@ -35,6 +36,6 @@ mod tests {
     #[test]
     fn no_limit_writes_no_line() {
         assert!(!content(0, 100).contains("MemoryMax"));
-        assert!(content(1 << 30, 50).ends_with("MemoryMax=1073741824\nCPUWeight=50\n"));
+        assert!(content(1 << 30, 50).contains("MemoryMax=1073741824\nCPUWeight=50\n"));
     }
 }
