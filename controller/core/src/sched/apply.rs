@@ -26,7 +26,7 @@ impl Sched {
             What::ForeignPodSeen { pod } => self.on_foreign(&pod.uid, Some(pod)),
             What::ForeignPodGone { uid } => self.on_foreign(uid, None),
             What::PodObserved { pod, uid, phase, started_at_ms } => {
-                self.on_observed(*pod, uid, *phase, *started_at_ms)
+                self.on_observed(*pod, uid, *phase, *started_at_ms);
             }
             What::PodCreated { pod, uid } => self.on_observed(*pod, uid, PodPhase::Pending, None),
             What::PodNotCreated { pod, reason } => {

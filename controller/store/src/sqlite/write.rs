@@ -3,7 +3,8 @@
 use super::read;
 use crate::error::StoreError;
 use crate::rows::{
-    AttemptRow, Batch, DocumentRow, IdempotencyKey, JobUpdate, SealedRow, Seq, Submit, Submitted, TokenRow,
+    AttemptRow, AuditRow, Batch, DocumentRow, IdempotencyKey, JobUpdate, SealedRow, Seq, Submit, Submitted,
+    TokenRow,
 };
 use rackwright_core::job::{Event, JOB_VERSION, JobPhase, JobRecord, Outcome, TaskCounts, What};
 use rackwright_wire::id::JobId;
@@ -30,6 +31,17 @@ pub(super) fn submit(db: &Connection, submit: Submit) -> Result<Submitted, Store
     insert_job(db, &record)?;
     let event = Event::new(submit.at_ms, What::Submitted { job: Box::new(record.clone()) });
     let seq = append_event(db, &event)?;
+    insert_audit(
+        db,
+        &AuditRow {
+            at_ms: record.submitted_at_ms,
+            owner: record.owner.clone(),
+            team: record.team.clone(),
+            action: "job.submit".to_owned(),
+            subject: record.id.to_string(),
+            result: "ok".to_owned(),
+        },
+    )?;
     if let Some((key, digest)) = &submit.idempotency {
         let mut insert = statement(db, "INSERT INTO idempotency VALUES (?, ?, ?, ?, ?)")?;
         run(&mut insert, params![record.owner.as_str(), key.as_str(), digest, id(record.id), signed(seq.0)])?;
@@ -126,10 +138,14 @@ pub(super) fn append(db: &Connection, batch: &Batch) -> Result<Seq, StoreError> 
         insert_attempt(db, attempt)?;
     }
     for row in &batch.audit {
-        let mut insert = statement(db, "INSERT INTO audit (row) VALUES (?)")?;
-        run(&mut insert, params![json("audit", row)?])?;
+        insert_audit(db, row)?;
     }
     last_seq(db)
+}
+
+fn insert_audit(db: &Connection, row: &AuditRow) -> Result<(), StoreError> {
+    let mut insert = statement(db, "INSERT INTO audit (row) VALUES (?)")?;
+    run(&mut insert, params![json("audit", row)?])
 }
 
 fn append_event(db: &Connection, event: &Event) -> Result<Seq, StoreError> {
