@@ -14,11 +14,11 @@ use crate::progress::{News, Teller};
 use crate::ramp::{Patience, jitter};
 use crate::resume::{Journal, Start, start};
 use crate::saved::ServerOutcome;
-use crate::survey::{SurveyError, artifact_of, chain};
+use crate::survey::{SurveyError, chain};
 use crate::uploads::{Shelf, Uploads};
+use crate::urgency;
 use rackwright_wire::facts::Facts;
 use rackwright_wire::plan::{CheckRequest, PLAN_VERSION, ServerPlan};
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,7 +75,7 @@ impl Apply {
 
     async fn run(&self, plan: &ServerPlan, agent: Agent) -> ServerOutcome {
         let mut follower = Follower::default();
-        let mut uploads = Uploads::new(&self.shelf, missing(plan));
+        let mut uploads = Uploads::new(&self.shelf, self.missing(plan));
         let mut lost = 0;
         let mut agent = agent;
         self.teller.tell(&plan.server, News::Started { steps: plan.steps.len() });
@@ -103,6 +103,11 @@ impl Apply {
                 Err(error) => return self.unreached(&plan.server, &error),
             }
         }
+    }
+
+    /// Files that differing steps need, most urgent first.
+    fn missing(&self, plan: &ServerPlan) -> Vec<String> {
+        urgency::order(plan, |sha256| self.shelf.get(sha256).map(|file| file.bytes))
     }
 
     async fn find_again(&self, server: &str, lost: &mut u32) -> Result<Agent, SurveyError> {
@@ -146,13 +151,6 @@ impl Apply {
         self.teller.tell(server, News::Absent { reason: reason.clone() });
         ServerOutcome::Refused { reason }
     }
-}
-
-/// Files that differing steps need, in the plan's order.
-fn missing(plan: &ServerPlan) -> Vec<String> {
-    let differing: BTreeSet<&str> = plan.differences.iter().map(|of| of.step.as_str()).collect();
-    let steps = plan.steps.iter().filter(|step| differing.contains(step.id.as_str()));
-    steps.filter_map(artifact_of).map(str::to_owned).collect()
 }
 
 fn outcome(follower: &Follower) -> ServerOutcome {

@@ -1,9 +1,11 @@
 //! The cluster's API, reached through a control server's SSH session.
 
+use crate::conditions::Control;
 use crate::connect::{ConnectError, Rack};
 use crate::forward::{Forward, ForwardError};
 use crate::objects;
 use crate::pki::{Authorities, Issued, PkiError};
+use crate::runs::Runs;
 use base64::Engine as _;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
@@ -13,9 +15,8 @@ use kube::config::AuthInfo;
 use rackwright_core::inventory::Inventory;
 use rackwright_wire::step::Difference;
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 const API_PORT: u16 = 6443;
 /// The controller's own certificate for bootstrap objects lives one hour: `system:masters` cannot be revoked.
@@ -50,8 +51,14 @@ pub enum ClusterError {
         #[source]
         source: kube::Error,
     },
+    /// The API does not answer in time.
+    #[error("see the API answer within {waited_s} s of the last step")]
+    NoApi {
+        /// How long, in seconds.
+        waited_s: u64,
+    },
     /// Nodes are not ready in time.
-    #[error("see {wanted} nodes ready within {waited_s} s: {missing}")]
+    #[error("see {wanted} nodes ready within {waited_s} s of the last step: {missing}")]
     NotReady {
         /// How many were waited for.
         wanted: usize,
@@ -87,7 +94,7 @@ impl Cluster {
     /// Reaches the API through this control server. Nothing is asked yet.
     pub async fn open(
         rack: &Rack,
-        control: &str,
+        control: &Control,
         authorities: &Authorities,
         now_s: u64,
     ) -> Result<Self, ClusterError> {
@@ -98,8 +105,8 @@ impl Cluster {
             BOOTSTRAP_LIFE_S,
             now_s,
         )?;
-        let session = rack.session(control).await?;
-        let forward = Forward::start(session, "127.0.0.1", API_PORT).await?;
+        let session = rack.session(&control.server).await?;
+        let forward = Forward::start(session, &control.address.to_string(), API_PORT).await?;
         let client = client(&format!("https://{}", forward.address()), &identity)?;
         Ok(Self { client, _forward: forward })
     }
@@ -146,22 +153,19 @@ impl Cluster {
     /// meanwhile.
     ///
     /// # Errors
-    /// Names what is missing when `deadline` passes.
+    /// Names what is missing when the runs are overdue.
     pub async fn wait_for_nodes(
         &self,
         inventory: &Inventory,
         servers: &[&str],
-        given_up: &Mutex<BTreeSet<String>>,
-        deadline: Duration,
+        runs: &Runs,
         mut ready: impl FnMut(&str),
     ) -> Result<(), ClusterError> {
-        let started = Instant::now();
         let mut seen: Vec<String> = Vec::new();
         loop {
             let nodes = self.nodes_by_name().await.unwrap_or_default();
             let mut missing = Vec::new();
-            let hopeless = given_up.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            for name in servers.iter().filter(|name| !hopeless.contains(**name)) {
+            for name in servers.iter().filter(|name| !runs.is_given_up(name)) {
                 match self.settle(inventory, name, nodes.get(*name)).await {
                     Ok(()) if seen.iter().any(|known| known == name) => {}
                     Ok(()) => {
@@ -174,13 +178,9 @@ impl Cluster {
             if missing.is_empty() {
                 return Ok(());
             }
-            if started.elapsed() >= deadline {
+            if let Some(waited_s) = runs.overdue() {
                 let missing = missing.join(", ");
-                return Err(ClusterError::NotReady {
-                    wanted: servers.len(),
-                    waited_s: deadline.as_secs(),
-                    missing,
-                });
+                return Err(ClusterError::NotReady { wanted: servers.len(), waited_s, missing });
             }
             tokio::time::sleep(POLL).await;
         }

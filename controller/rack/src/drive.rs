@@ -9,6 +9,7 @@ use crate::pki::{Authorities, PkiError};
 use crate::probe::{Asker, ProbeError};
 use crate::progress::Teller;
 use crate::resume::Journal;
+use crate::runs::Runs;
 use crate::saved::{self, Saved, SavedError, ServerOutcome};
 use crate::state::StateDir;
 use crate::survey::{Survey, Wanted, chain};
@@ -19,11 +20,13 @@ use rackwright_core::inventory::Role;
 use rackwright_core::plan::{self, Verdict};
 use rackwright_wire::step::Difference;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The controller's own client certificates for probing live one hour.
 const PROBE_LIFE_S: u64 = 3600;
+/// How often a missing API is asked for.
+const POLL: Duration = Duration::from_millis(200);
 
 /// A rack that is worked on.
 pub struct Driver {
@@ -129,7 +132,7 @@ impl Driver {
     /// The API, through the first control server whose API is ready.
     pub async fn cluster(&self) -> Option<Result<Cluster, ClusterError>> {
         let control = self.conditions.api_ready().await?;
-        Some(Cluster::open(&self.rack, &control.server, &self.authorities, now_s()).await)
+        Some(Cluster::open(&self.rack, control, &self.authorities, now_s()).await)
     }
 
     /// etcd's metrics in Prometheus' text format, from the first member that answers.
@@ -190,25 +193,22 @@ impl Driver {
             })
             .collect();
         let mut outcomes = absent(saved);
-        let given_up = Mutex::new(BTreeSet::new());
-        let mut cluster = Box::pin(self.settle(saved, &given_up, wait));
+        let runs = Runs::new(wait);
+        let mut cluster = Box::pin(self.settle(saved, &runs));
         let mut settled = None;
-        loop {
+        while settled.is_none() && !(running.is_empty() && self.is_hopeless(&outcomes)) || !running.is_empty()
+        {
+            if running.is_empty() {
+                runs.all_ended(Instant::now());
+            }
             tokio::select! {
                 Some((server, outcome)) = running.next() => {
                     if outcome.judged() != plan::Outcome::Done {
-                        given_up.lock().unwrap_or_else(PoisonError::into_inner).insert(server.clone());
+                        runs.give_up(&server);
                     }
                     outcomes.insert(server, outcome);
-                    if running.is_empty() && !self.has_control(&outcomes) {
-                        break;
-                    }
                 }
                 result = &mut cluster, if settled.is_none() => settled = Some((result, started.elapsed())),
-                else => break,
-            }
-            if running.is_empty() && settled.is_some() {
-                break;
             }
         }
         drop(cluster);
@@ -224,19 +224,18 @@ impl Driver {
     }
 
     /// Applies the objects as soon as the API is ready, and waits for the planned nodes.
-    async fn settle(
-        &self,
-        saved: &Saved,
-        given_up: &Mutex<BTreeSet<String>>,
-        wait: Duration,
-    ) -> Result<u32, ClusterError> {
+    async fn settle(&self, saved: &Saved, runs: &Runs) -> Result<u32, ClusterError> {
         if saved.is_empty() {
             return Ok(0);
         }
-        // Only unknown states are refused, and this one is known.
-        let _known = self.conditions.reached("api:ready").await;
-        let Some(cluster) = self.cluster().await.transpose()? else {
-            return Ok(0);
+        let cluster = loop {
+            if let Some(cluster) = self.cluster().await {
+                break cluster?;
+            }
+            if let Some(waited_s) = runs.overdue() {
+                return Err(ClusterError::NoApi { waited_s });
+            }
+            tokio::time::sleep(POLL).await;
         };
         self.teller.cluster("the API is ready");
         let changed = Box::pin(cluster.apply_objects()).await?;
@@ -246,13 +245,14 @@ impl Driver {
         let servers: Vec<&str> = saved.plan.servers.iter().map(|plan| plan.server.as_str()).collect();
         let ready = |node: &str| self.teller.cluster(format!("node {node} is Ready"));
         let inventory = &self.wanted.inventory;
-        Box::pin(cluster.wait_for_nodes(inventory, &servers, given_up, wait, ready)).await?;
+        Box::pin(cluster.wait_for_nodes(inventory, &servers, runs, ready)).await?;
         Ok(changed)
     }
 
-    fn has_control(&self, outcomes: &BTreeMap<String, ServerOutcome>) -> bool {
-        let done = |name: &str| outcomes.get(name).is_some_and(|of| of.judged() == plan::Outcome::Done);
-        self.wanted.inventory.of_role(Role::Control).any(|server| done(&server.name))
+    /// Whether every control server came out badly: then no API will answer.
+    fn is_hopeless(&self, outcomes: &BTreeMap<String, ServerOutcome>) -> bool {
+        let bad = |name: &str| outcomes.get(name).is_some_and(|of| of.judged() != plan::Outcome::Done);
+        self.wanted.inventory.of_role(Role::Control).all(|server| bad(&server.name))
     }
 
     fn judge(&self, outcomes: &BTreeMap<String, ServerOutcome>) -> Verdict {

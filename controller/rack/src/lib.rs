@@ -33,7 +33,9 @@ pub mod apply;
 mod converse;
 pub mod follow;
 pub mod progress;
+pub mod runs;
 pub mod uploads;
+pub mod urgency;
 
 pub mod csr;
 pub mod pki;

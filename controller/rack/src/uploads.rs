@@ -1,7 +1,7 @@
 //! Artifacts on their way to one server, while its other steps already run.
 //!
-//! Sent in the order in which the plan needs them, a few at once: one connection has one key stream, so
-//! more would only make the first arrive later.
+//! Sent in the order of [`crate::urgency`], a few at once: one connection has one key stream, so more would
+//! only make the first arrive later.
 
 use crate::agent::Agent;
 use crate::survey::LocalArtifact;
@@ -64,7 +64,7 @@ impl Uploads {
         uploads
     }
 
-    /// A step waits for this artifact now: it goes first.
+    /// A step waits for this artifact now.
     pub(crate) fn want(&mut self, sha256: &str) -> Known {
         if self.arrived.contains(sha256) {
             return Known::Arrived;
@@ -75,8 +75,10 @@ impl Uploads {
         if !self.shelf.contains_key(sha256) {
             return Known::Unknown;
         }
-        self.queue.retain(|queued| queued != sha256);
-        self.queue.push_front(sha256.to_owned());
+        // What is queued keeps its place: steps ask in the order in which they happen to start.
+        if !self.queue.iter().any(|queued| queued == sha256) {
+            self.queue.push_front(sha256.to_owned());
+        }
         Known::Coming
     }
 

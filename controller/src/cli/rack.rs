@@ -19,7 +19,7 @@ use rackwright_rack::drive::{Applied, Driver, now_s};
 use rackwright_rack::objects::ADMINS;
 use rackwright_rack::preflight::preflight;
 use rackwright_rack::saved::{self, Saved};
-use rackwright_rack::survey::Survey;
+use rackwright_rack::survey::{Survey, SurveyError};
 use std::io::{BufRead as _, IsTerminal as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -36,7 +36,13 @@ const UNTRUSTED: u8 = 5;
 #[derive(Debug, Args)]
 pub(crate) struct Place {
     /// The inventory.
-    #[arg(short, long, value_name = "FILE", default_value = "inventory/lab.toml", env = "RACKWRIGHT_INVENTORY")]
+    #[arg(
+        short,
+        long,
+        value_name = "FILE",
+        default_value = "inventory/lab.toml",
+        env = "RACKWRIGHT_INVENTORY"
+    )]
     inventory: PathBuf,
     /// A folder of playbooks instead of the built-in ones.
     #[arg(long, value_name = "DIR")]
@@ -176,7 +182,7 @@ async fn apply(args: &ApplyArgs, out: Out) -> Result<ExitCode, Report> {
                 show::nothing(&saved, started.elapsed(), out);
                 return Ok(ExitCode::SUCCESS);
             }
-            show::plan(&saved, &lints, out);
+            show::before_apply(&saved, &lints, out);
             if blocked || (broken && survey.answered.is_empty()) {
                 return Ok(code_of(&survey, 1));
             }
@@ -185,13 +191,15 @@ async fn apply(args: &ApplyArgs, out: Out) -> Result<ExitCode, Report> {
             (saved, Some(survey))
         }
     };
+    let untrusted =
+        survey.as_ref().is_some_and(|survey| survey.failed.values().any(SurveyError::is_untrusted));
     let applied = Box::pin(driver.apply(&saved, survey, Duration::from_secs(args.wait_s))).await;
     watch.end().await;
     if !saved.is_empty() {
         driver.conclude(&saved, &applied).map_err(Report::new)?;
     }
     show::applied(&saved, &applied, started.elapsed(), out);
-    Ok(ExitCode::from(applied_code(&applied)))
+    Ok(ExitCode::from(if untrusted { UNTRUSTED } else { applied_code(&applied) }))
 }
 
 fn applied_code(applied: &Applied) -> u8 {
@@ -215,7 +223,7 @@ async fn compare(driver: &Driver, servers: &[&str]) -> Result<(Survey, Saved, Ve
 
 /// A host key that stopped us outweighs everything else.
 fn code_of(survey: &Survey, otherwise: u8) -> ExitCode {
-    let untrusted = survey.failed.values().any(rackwright_rack::survey::SurveyError::is_untrusted);
+    let untrusted = survey.failed.values().any(SurveyError::is_untrusted);
     ExitCode::from(if untrusted { UNTRUSTED } else { otherwise })
 }
 

@@ -35,8 +35,7 @@ pub(super) async fn driver(place: &Place, out: Out) -> Result<(Driver, Watch), R
     setup::learn(&mut ledger, &inventory, &provider, &now).map_err(setup)?;
     let targets = setup::targets(&inventory, &provider).map_err(setup)?;
     let secrets = setup::secrets(&inventory, &provider).map_err(setup)?;
-    let authorities =
-        Authorities::open(&state, &inventory.cluster.name, now_s()).map_err(Report::new)?;
+    let authorities = Authorities::open(&state, &inventory.cluster.name, now_s()).map_err(Report::new)?;
     let agent = AgentBinary::open(&beside("rackwright-agent")?)
         .map_err(|error| Report::new(error).help("rackwright-agent must lie beside rackwright"))?;
     let mut files = cached(place, out).await?;
@@ -44,20 +43,13 @@ pub(super) async fn driver(place: &Place, out: Out) -> Result<(Driver, Watch), R
     let controller = AgentBinary::open(&own_path()?).map_err(Report::new)?;
     files.push(own("rackwright", &controller)?);
     let servers: Vec<String> = inventory.servers.iter().map(|server| server.name.clone()).collect();
-    let wanted = Wanted {
-        inventory,
-        playbooks,
-        artifacts: files,
-        pki: authorities.fingerprints(),
-        secrets,
-        agent,
-    };
+    let wanted =
+        Wanted { inventory, playbooks, artifacts: files, pki: authorities.fingerprints(), secrets, agent };
     let first_use = if place.accept_new { FirstUse::Accept } else { FirstUse::Refuse };
     let rack = Rack::new(targets, ledger, first_use, Patience::default());
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
     let watch = Watch::start(out, &servers, receiver);
-    let driver =
-        Driver::new(wanted, rack, authorities, state, Teller::new(sender)).map_err(Report::new)?;
+    let driver = Driver::new(wanted, rack, authorities, state, Teller::new(sender)).map_err(Report::new)?;
     Ok((driver, watch))
 }
 
@@ -65,8 +57,7 @@ pub(super) async fn driver(place: &Place, out: Out) -> Result<(Driver, Watch), R
 pub(super) fn authorities(place: &Place) -> Result<(Inventory, Authorities), Report> {
     let inventory = inventory(&place.inventory)?;
     let state = StateDir::open(&inventory.cluster.name).map_err(state)?;
-    let authorities =
-        Authorities::open(&state, &inventory.cluster.name, now_s()).map_err(Report::new)?;
+    let authorities = Authorities::open(&state, &inventory.cluster.name, now_s()).map_err(Report::new)?;
     Ok((inventory, authorities))
 }
 
@@ -124,7 +115,11 @@ pub(super) struct Wrong(pub(super) Vec<Finding>);
 impl fmt::Display for Wrong {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let findings = self.0.len();
-        write!(f, "use the input: {findings} finding{}, nothing was touched", if findings == 1 { "" } else { "s" })?;
+        write!(
+            f,
+            "use the input: {findings} finding{}, nothing was touched",
+            if findings == 1 { "" } else { "s" }
+        )?;
         self.0.iter().try_for_each(|finding| write!(f, "\n{finding}"))
     }
 }
@@ -190,8 +185,7 @@ fn setup(error: SetupError) -> Report {
 /// The lock's artifacts, had first where they are missing.
 async fn cached(place: &Place, out: Out) -> Result<Vec<LocalArtifact>, Report> {
     let artifacts = artifacts::load(&place.artifacts)?;
-    let names: Vec<&str> =
-        artifacts.lock().artifacts.iter().map(|artifact| artifact.name.as_str()).collect();
+    let names: Vec<&str> = artifacts.lock().artifacts.iter().map(|artifact| artifact.name.as_str()).collect();
     let resolved = artifacts.ensure(&names, artifacts::progress(out).as_ref()).await;
     let resolved = resolved.map_err(Report::new)?;
     // Playbooks call an image by its short name, which a binary of the lock may have too.
@@ -209,9 +203,8 @@ async fn cached(place: &Place, out: Out) -> Result<Vec<LocalArtifact>, Report> {
 /// One of our own binaries, which no lockfile pins: servers run what the controller was built with.
 fn own(name: &str, binary: &AgentBinary) -> Result<LocalArtifact, Report> {
     let path = binary.path.clone();
-    let bytes = std::fs::metadata(&path)
-        .map_err(|cause| Report::new(Unread { path: path.clone(), cause }))?
-        .len();
+    let bytes =
+        std::fs::metadata(&path).map_err(|cause| Report::new(Unread { path: path.clone(), cause }))?.len();
     Ok(LocalArtifact { name: name.to_owned(), sha256: binary.sha256.clone(), path, bytes })
 }
 

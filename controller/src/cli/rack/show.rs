@@ -9,6 +9,9 @@ use rackwright_rack::survey::{Survey, SurveyError, chain};
 use serde_json::json;
 use std::time::Duration;
 
+/// More changes than this are not read before an apply.
+const READABLE: usize = 40;
+
 /// What each server is, and everything that stands in the way.
 pub(super) fn facts(driver: &Driver, survey: &Survey, obstacles: &[Obstacle], out: Out) {
     for server in &driver.wanted.inventory.servers {
@@ -72,7 +75,28 @@ pub(super) fn plan(saved: &Saved, lints: &[Lint], out: Out) {
             }
         }
     }
-    out.data(text.trim_end(), &json!({ "plan": saved.plan, "objects": saved.objects, "changes": saved.changes() }));
+    out.data(
+        text.trim_end(),
+        &json!({ "plan": saved.plan, "objects": saved.objects, "changes": saved.changes() }),
+    );
+    for lint in lints {
+        out.say(lint);
+    }
+}
+
+/// A plan that is about to be applied: whole when a person can read it, else how much changes where.
+pub(super) fn before_apply(saved: &Saved, lints: &[Lint], out: Out) {
+    if out.is_json() || saved.changes() <= READABLE {
+        plan(saved, lints, out);
+        return;
+    }
+    for server in saved.plan.servers.iter().filter(|server| !server.is_empty()) {
+        out.line(format_args!("{}: {} changes", server.server, server.differences.len()));
+    }
+    for absent in &saved.plan.absent {
+        out.line(format_args!("{}: absent: {}", absent.server, absent.reason));
+    }
+    out.line(format_args!("cluster: {} changes; `rackwright plan` shows every diff", saved.objects.len()));
     for lint in lints {
         out.say(lint);
     }
