@@ -1,7 +1,8 @@
 //! Control groups: each server has its own in every hierarchy, with its memory and CPU limits.
 //!
 //! Knows cgroup v1 (one hierarchy a controller), v2 (one for all) and both at once. What is done is computed as
-//! a list of steps first, so that the v2 form has a golden text even where only v1 can be run. Under v2,
+//! a list of steps first, so that the v2 form has a golden text even where only v1 can be run: v1 with an empty v2
+//! beside it is what servers have been raised under; v2 alone has not been run yet. Under v2,
 //! systemd-nspawn puts the server's processes into `payload` and itself into `supervisor` below the group.
 
 use crate::error::{LabError, file_error};

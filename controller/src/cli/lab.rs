@@ -139,7 +139,11 @@ async fn up(spec: &LabSpec, dry_run: bool, out: Out) -> Result<ExitCode, Report>
         .iter()
         .map(|one| json!({ "name": one.name, "address": one.address, "took_s": one.took.as_secs_f64() }))
         .collect();
-    let text = format!("lab {}: {} servers answer SSH after {took_s:.1} s", spec.name, servers.len());
+    let text = match servers.len() {
+        0 => format!("lab {} is up already", spec.name),
+        1 => format!("lab {}: 1 server answers SSH after {took_s:.1} s", spec.name),
+        count => format!("lab {}: {count} servers answer SSH after {took_s:.1} s", spec.name),
+    };
     out.data(text, &json!({ "lab": spec.name, "servers": servers, "took_s": took_s }));
     Ok(ExitCode::SUCCESS)
 }
@@ -205,7 +209,8 @@ fn ssh(lab: &Lab, name: &str, command: &[String]) -> Report {
 fn spec(file: &PathBuf) -> Result<LabSpec, Report> {
     let named = file.display().to_string();
     let text = std::fs::read_to_string(file)
-        .map_err(|cause| Report::new(LabError::File { action: "read", path: file.clone(), cause }))?;
+        .map_err(|cause| LabError::File { action: "read", path: file.clone(), cause })
+        .map_err(|error| Report::new(error).exit(Report::BAD_INPUT))?;
     let inventory = Inventory::parse(&named, &text).map_err(|findings| {
         let lines: Vec<String> = findings.iter().map(ToString::to_string).collect();
         Report::new(format!("accept the inventory:\n{}", lines.join("\n"))).exit(Report::BAD_INPUT)
