@@ -2,8 +2,11 @@
 
 mod artifacts;
 mod cost;
+mod data;
+mod job;
 mod lab;
 mod rack;
+mod serve;
 
 use crate::out::Out;
 use crate::report::Report;
@@ -32,8 +35,16 @@ enum Command {
     Artifacts(artifacts::ArtifactsCommand),
     /// What the rack cost, and for whom.
     Cost(cost::CostCommand),
+    /// Jobs: submit, look, explain, cancel.
+    #[command(subcommand)]
+    Job(job::JobCommand),
+    /// Master data: versions, and who holds them.
+    #[command(subcommand)]
+    Data(data::DataCommand),
     #[command(flatten)]
     Rack(rack::RackCommand),
+    /// Run the controller's service, or make its first token.
+    Serve(serve::ServeCommand),
     /// Print shell completions.
     Completions {
         /// Which shell.
@@ -50,9 +61,7 @@ impl Cli {
             Ok(runtime) => runtime,
             Err(cause) => return failed(out, &Report::new(cause)),
         };
-        runtime
-            .block_on(self.command.run(out))
-            .unwrap_or_else(|report| failed(out, &report))
+        runtime.block_on(self.command.run(out)).unwrap_or_else(|report| failed(out, &report))
     }
 }
 
@@ -62,7 +71,10 @@ impl Command {
             Self::Lab(command) => lab::run(command, out).await,
             Self::Artifacts(command) => artifacts::run(command, out).await,
             Self::Cost(command) => cost::run(command, out).await,
+            Self::Job(command) => job::run(command, out).await,
+            Self::Data(command) => data::run(command, out).await,
             Self::Rack(command) => rack::run(command, out).await,
+            Self::Serve(command) => Box::pin(serve::run(command, out)).await,
             Self::Completions { shell } => {
                 let mut command = <Cli as clap::CommandFactory>::command();
                 let mut text = Vec::new();
@@ -87,8 +99,5 @@ fn log_to_stderr(verbose: u8) {
     };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }

@@ -1,6 +1,7 @@
 //! `rackwright`: builds racks, serves jobs, keeps the books.
 
 mod cli;
+mod client;
 #[expect(dead_code, reason = "areas of the CLI use different parts of the printer")]
 mod out;
 mod report;
@@ -10,10 +11,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     abort_on_panic();
-    if rustls::crypto::ring::default_provider()
-        .install_default()
-        .is_err()
-    {
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
         return ExitCode::FAILURE;
     }
     cli::Cli::parse().run()

@@ -17,11 +17,7 @@ impl Report {
 
     /// A failure with the general exit code 1.
     pub(crate) fn new(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self {
-            error: error.into(),
-            help: None,
-            exit: 1,
-        }
+        Self { error: error.into(), help: None, exit: 1 }
     }
 
     /// Adds what the reader can do about it.
