@@ -26,16 +26,8 @@ pub struct Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}:{}:{}: {} [{}]",
-            self.file, self.line, self.column, self.message, self.code
-        )?;
-        if self.hint.is_empty() {
-            Ok(())
-        } else {
-            write!(f, "\n    help: {}", self.hint)
-        }
+        write!(f, "{}:{}:{}: {} [{}]", self.file, self.line, self.column, self.message, self.code)?;
+        if self.hint.is_empty() { Ok(()) } else { write!(f, "\n    help: {}", self.hint) }
     }
 }
 
@@ -50,11 +42,7 @@ pub struct Findings<'t> {
 impl<'t> Findings<'t> {
     /// An empty collection over the text of one file.
     pub fn new(file: &str, text: &'t str) -> Self {
-        Self {
-            file: file.to_owned(),
-            text,
-            found: Vec::new(),
-        }
+        Self { file: file.to_owned(), text, found: Vec::new() }
     }
 
     /// Adds one at the start of a byte range of the text.
@@ -79,14 +67,7 @@ impl<'t> Findings<'t> {
         hint: impl Into<String>,
     ) {
         let (message, hint) = (message.into(), hint.into());
-        self.found.push(Finding {
-            file: self.file.clone(),
-            line,
-            column,
-            code,
-            message,
-            hint,
-        });
+        self.found.push(Finding { file: self.file.clone(), line, column, code, message, hint });
     }
 
     /// Line and column, both from 1, of a byte offset.

@@ -119,10 +119,7 @@ impl FromStr for Role {
     type Err = NoSuchRole;
 
     fn from_str(text: &str) -> Result<Self, NoSuchRole> {
-        Self::ALL
-            .into_iter()
-            .find(|role| role.name() == text)
-            .ok_or_else(|| NoSuchRole(text.to_owned()))
+        Self::ALL.into_iter().find(|role| role.name() == text).ok_or_else(|| NoSuchRole(text.to_owned()))
     }
 }
 
@@ -270,9 +267,7 @@ impl Inventory {
     /// The part of the pod range that belongs to a server: the n-th server has the n-th part.
     pub fn pod_cidr_of(&self, name: &str) -> Option<Cidr> {
         let index = self.servers.iter().position(|server| server.name == name)?;
-        self.cluster
-            .pod_cidr
-            .part(self.cluster.node_cidr_prefix, u32::try_from(index).ok()?)
+        self.cluster.pod_cidr.part(self.cluster.node_cidr_prefix, u32::try_from(index).ok()?)
     }
 
     /// The Service address of the API: the first of the range.

@@ -36,6 +36,7 @@ impl fmt::Display for Lint {
 pub fn lint(plan: &Plan, secrets: &BTreeMap<String, String>) -> Vec<Lint> {
     let mut lints = Vec::new();
     lints.extend(quorum(plan));
+    lints.extend(service_accounts(plan));
     for server in &plan.servers {
         lints.extend(paths(server));
         for step in &server.steps {
@@ -53,12 +54,7 @@ fn quorum(plan: &Plan) -> Option<Lint> {
     let restarts: Vec<&str> = plan
         .servers
         .iter()
-        .filter(|server| {
-            server
-                .differences
-                .iter()
-                .any(|of| of.summary.contains("restart etcd.service"))
-        })
+        .filter(|server| server.differences.iter().any(|of| of.summary.contains("restart etcd.service")))
         .map(|server| server.server.as_str())
         .collect();
     let spare = all.saturating_sub(1) / 2;
@@ -77,49 +73,76 @@ fn is_etcd(step: &Step) -> bool {
     matches!(&step.kind, StepKind::Unit { name, .. } if name == "etcd.service")
 }
 
-/// Two steps that write the same file undo each other for ever.
+/// Tokens signed by one control server must be accepted by all: until the key can be shared, one server has it.
+fn service_accounts(plan: &Plan) -> Option<Lint> {
+    let signs = |step: &Step| matches!(&step.kind, StepKind::KeyPair { key, .. } if key.ends_with("/sa.key"));
+    let signers: Vec<&str> = plan
+        .servers
+        .iter()
+        .filter(|server| server.steps.iter().any(signs))
+        .map(|server| server.server.as_str())
+        .collect();
+    (signers.len() > 1).then(|| Lint {
+        code: "unshared-key",
+        server: "rack".to_owned(),
+        step: String::new(),
+        message: format!(
+            "{} would each make a service-account key of their own, and refuse each other's tokens: \
+             one control server for now",
+            signers.join(", ")
+        ),
+    })
+}
+
+/// Two steps that write the same file undo each other for ever. A CA's certificate may be kept by several
+/// steps, if they agree on it and on its owner.
 fn paths(server: &ServerPlan) -> Vec<Lint> {
-    let mut first: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut first: BTreeMap<&str, (&str, String)> = BTreeMap::new();
     let mut lints = Vec::new();
     for step in &server.steps {
-        let (StepKind::File { path, .. }
-        | StepKind::Directory { path, .. }
-        | StepKind::Artifact { path, .. }) = &step.kind
-        else {
-            continue;
-        };
-        if let Some(other) = first.insert(path, &step.id) {
-            lints.push(Lint {
-                code: "same-path",
-                server: server.server.clone(),
-                step: step.id.clone(),
-                message: format!("writes {path}, which `{other}` writes too"),
-            });
+        for (path, content) in written(step) {
+            if let Some((other, before)) = first.insert(path, (&step.id, content.clone()))
+                && before != content
+            {
+                lints.push(Lint {
+                    code: "same-path",
+                    server: server.server.clone(),
+                    step: step.id.clone(),
+                    message: format!("writes {path}, which `{other}` writes too"),
+                });
+            }
         }
     }
     lints
 }
 
+/// What a step writes, with what must agree for two steps to write the same.
+fn written(step: &Step) -> Vec<(&str, String)> {
+    let alone = || step.id.clone();
+    if let StepKind::File { path, .. } | StepKind::Directory { path, .. } | StepKind::Artifact { path, .. } =
+        &step.kind
+    {
+        return vec![(path, alone())];
+    }
+    if let StepKind::KeyPair { key, public, .. } = &step.kind {
+        return vec![(key, alone()), (public, alone())];
+    }
+    if let StepKind::Certificate(of) = &step.kind {
+        let authority = format!("{} {}", of.ca_sha256, of.owner);
+        return vec![(&of.cert, alone()), (&of.key, alone()), (&of.ca_cert, authority)];
+    }
+    Vec::new()
+}
+
 fn step(server: &str, step: &Step, secrets: &BTreeMap<String, String>) -> Vec<Lint> {
     let mut found = Vec::new();
-    if let StepKind::File {
-        content,
-        mode,
-        secret,
-        ..
-    } = &step.kind
-    {
+    if let StepKind::File { content, mode, secret, .. } = &step.kind {
         found = file(content.as_deref().unwrap_or_default(), mode, *secret, secrets);
     } else if let StepKind::Unit { content, drop_in, .. } = &step.kind {
         let texts = [content, drop_in].into_iter().flatten();
         found = texts
             .flat_map(|text| holds_secret(text, secrets))
-            .map(|name| {
-                (
-                    "secret-in-unit",
-                    format!("holds the secret `{name}`: units are readable by all"),
-                )
-            })
+            .map(|name| ("secret-in-unit", format!("holds the secret `{name}`: units are readable by all")))
             .collect();
     } else if let StepKind::Command { check, .. } = &step.kind {
         if matches!(check.trim(), "" | "true" | ":" | "false") {
@@ -130,20 +153,12 @@ fn step(server: &str, step: &Step, secrets: &BTreeMap<String, String>) -> Vec<Li
     } else if let StepKind::Certificate(certificate) = &step.kind
         && certificate.renew_hours >= certificate.life_hours
     {
-        found.push((
-            "renews-always",
-            "renews a certificate that was just issued".to_owned(),
-        ));
+        found.push(("renews-always", "renews a certificate that was just issued".to_owned()));
     }
     let (server, id) = (server.to_owned(), step.id.clone());
     found
         .into_iter()
-        .map(|(code, message)| Lint {
-            code,
-            server: server.clone(),
-            step: id.clone(),
-            message,
-        })
+        .map(|(code, message)| Lint { code, server: server.clone(), step: id.clone(), message })
         .collect()
 }
 

@@ -96,10 +96,7 @@ impl Plan {
 
     /// The id that belongs to this content (the `id` field itself is left out).
     pub fn compute_id(&self) -> String {
-        let bare = Self {
-            id: String::new(),
-            ..self.clone()
-        };
+        let bare = Self { id: String::new(), ..self.clone() };
         let bytes = serde_json::to_vec(&bare).unwrap_or_default();
         blake3::hash(&bytes).to_hex().to_string()
     }
@@ -108,16 +105,9 @@ impl Plan {
 /// Makes a plan. Its generation is one above the newest that any server has accepted, and above `last`,
 /// the newest that the controller has made.
 pub fn build(cluster: &str, last: u64, answered: Vec<Answered>, absent: Vec<AbsentServer>) -> Plan {
-    let newest = answered
-        .iter()
-        .map(|server| server.report.generation)
-        .max()
-        .unwrap_or(0);
+    let newest = answered.iter().map(|server| server.report.generation).max().unwrap_or(0);
     let generation = newest.max(last) + 1;
-    let servers = answered
-        .into_iter()
-        .map(|server| server_plan(server, generation))
-        .collect();
+    let servers = answered.into_iter().map(|server| server_plan(server, generation)).collect();
     let mut plan = Plan {
         version: PLAN_VERSION,
         id: String::new(),
@@ -161,14 +151,9 @@ pub fn verify_fresh(plan: &Plan, facts: &BTreeMap<String, Facts>) -> Result<(), 
         };
         if now.identity.machine_id != planned.machine_id {
             let found = now.identity.machine_id.clone();
-            stale.push(Stale::OtherMachine {
-                server: planned.server.clone(),
-                found,
-            });
+            stale.push(Stale::OtherMachine { server: planned.server.clone(), found });
         } else if now.digest() != planned.facts_digest {
-            stale.push(Stale::Moved {
-                server: planned.server.clone(),
-            });
+            stale.push(Stale::Moved { server: planned.server.clone() });
         }
     }
     if stale.is_empty() { Ok(()) } else { Err(stale) }

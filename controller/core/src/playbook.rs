@@ -109,11 +109,7 @@ impl Playbook {
                 Err(found) => findings.extend(found),
             }
         }
-        if findings.is_empty() {
-            Ok(playbooks)
-        } else {
-            Err(findings)
-        }
+        if findings.is_empty() { Ok(playbooks) } else { Err(findings) }
     }
 
     /// How many steps run a command: the fewer, the more is checked by type.

@@ -7,11 +7,7 @@ use std::fmt;
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let short = self.id.get(..12).unwrap_or(&self.id);
-        writeln!(
-            f,
-            "plan {short} of cluster {}, generation {}",
-            self.cluster, self.generation
-        )?;
+        writeln!(f, "plan {short} of cluster {}, generation {}", self.cluster, self.generation)?;
         for server in self.servers.iter().filter(|server| !server.is_empty()) {
             writeln!(f)?;
             show(server, f)?;
@@ -28,17 +24,8 @@ impl fmt::Display for Plan {
 }
 
 fn show(server: &ServerPlan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    writeln!(
-        f,
-        "{}: {}",
-        server.server,
-        counted(server.differences.len(), "change")
-    )?;
-    let widest = server
-        .differences
-        .iter()
-        .map(|difference| difference.step.chars().count())
-        .max();
+    writeln!(f, "{}: {}", server.server, counted(server.differences.len(), "change"))?;
+    let widest = server.differences.iter().map(|difference| difference.step.chars().count()).max();
     let width = widest.unwrap_or(0);
     for difference in &server.differences {
         writeln!(f, "  {:width$}  {}", difference.step, difference.summary)?;
@@ -56,23 +43,11 @@ fn summary(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "nothing to do on {}", counted(same, "server"))?;
     } else {
         let changes = counted(plan.changes(), "change");
-        write!(
-            f,
-            "{changes} on {}, {same} unchanged",
-            counted(changing, "server")
-        )?;
+        write!(f, "{changes} on {}, {same} unchanged", counted(changing, "server"))?;
     }
-    if plan.absent.is_empty() {
-        writeln!(f)
-    } else {
-        writeln!(f, ", {} absent", plan.absent.len())
-    }
+    if plan.absent.is_empty() { writeln!(f) } else { writeln!(f, ", {} absent", plan.absent.len()) }
 }
 
 fn counted(count: usize, noun: &str) -> String {
-    if count == 1 {
-        format!("1 {noun}")
-    } else {
-        format!("{count} {noun}s")
-    }
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }

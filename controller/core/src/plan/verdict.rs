@@ -62,16 +62,10 @@ pub fn verdict(rules: &BTreeMap<Role, u32>, outcomes: &[(Role, Outcome)]) -> Ver
         });
         standing.servers += 1;
         standing.done += u32::from(*outcome == Outcome::Done);
-        standing.needed = rules
-            .get(role)
-            .copied()
-            .unwrap_or(standing.servers)
-            .min(standing.servers);
+        standing.needed = rules.get(role).copied().unwrap_or(standing.servers).min(standing.servers);
     }
-    let incomplete: Vec<Standing> = standings
-        .into_values()
-        .filter(|standing| standing.done < standing.servers)
-        .collect();
+    let incomplete: Vec<Standing> =
+        standings.into_values().filter(|standing| standing.done < standing.servers).collect();
     if incomplete.is_empty() {
         Verdict::Complete
     } else if incomplete.iter().all(|standing| standing.done >= standing.needed) {
@@ -91,11 +85,7 @@ impl fmt::Display for Verdict {
         f.write_str(text)?;
         for (index, standing) in standings.iter().enumerate() {
             let separator = if index == 0 { ": " } else { ", " };
-            write!(
-                f,
-                "{separator}{} {} of {}",
-                standing.role, standing.done, standing.servers
-            )?;
+            write!(f, "{separator}{} {} of {}", standing.role, standing.done, standing.servers)?;
             if standing.needed < standing.servers {
                 write!(f, " (at least {})", standing.needed)?;
             }
@@ -115,29 +105,17 @@ mod tests {
 
     #[test]
     fn a_role_without_a_rule_needs_all_of_its_servers() {
-        let outcomes = [
-            (Role::Control, Outcome::Done),
-            (Role::Ml, Outcome::Absent),
-            (Role::Ml, Outcome::Done),
-        ];
-        assert_eq!(
-            judge(&[], &outcomes),
-            (1, "too few servers are as planned: ml 1 of 2".to_owned())
-        );
+        let outcomes =
+            [(Role::Control, Outcome::Done), (Role::Ml, Outcome::Absent), (Role::Ml, Outcome::Done)];
+        assert_eq!(judge(&[], &outcomes), (1, "too few servers are as planned: ml 1 of 2".to_owned()));
     }
 
     #[test]
     fn an_absent_server_within_the_rule_is_said_but_no_failure() {
-        let outcomes = [
-            (Role::Control, Outcome::Done),
-            (Role::Ml, Outcome::Absent),
-            (Role::Ml, Outcome::Done),
-        ];
+        let outcomes =
+            [(Role::Control, Outcome::Done), (Role::Ml, Outcome::Absent), (Role::Ml, Outcome::Done)];
         let (code, text) = judge(&[(Role::Ml, 1)], &outcomes);
-        assert_eq!(
-            (code, text.as_str()),
-            (3, "enough servers are as planned: ml 1 of 2 (at least 1)")
-        );
+        assert_eq!((code, text.as_str()), (3, "enough servers are as planned: ml 1 of 2 (at least 1)"));
     }
 
     #[test]

@@ -127,30 +127,15 @@ impl Context {
         pki: &BTreeMap<String, String>,
         secrets: &BTreeMap<String, String>,
     ) -> Result<Self, ContextError> {
-        let own = inventory
-            .server(server)
-            .ok_or_else(|| ContextError::NoServer(server.to_owned()))?;
-        let reserved = reserve(&inventory.cluster.reservations, facts, own.role).map_err(|source| {
-            ContextError::TooSmall {
-                server: server.to_owned(),
-                source,
-            }
-        })?;
+        let own = inventory.server(server).ok_or_else(|| ContextError::NoServer(server.to_owned()))?;
+        let reserved = reserve(&inventory.cluster.reservations, facts, own.role)
+            .map_err(|source| ContextError::TooSmall { server: server.to_owned(), source })?;
         let view = |of: &'_ Server| server_view(inventory, of.name.as_str());
         let no_range = || ContextError::NoRange(server.to_owned());
-        let servers: Vec<_> = inventory
-            .servers
-            .iter()
-            .map(view)
-            .collect::<Option<_>>()
-            .ok_or_else(no_range)?;
+        let servers: Vec<_> =
+            inventory.servers.iter().map(view).collect::<Option<_>>().ok_or_else(no_range)?;
         let roles = Role::ALL
-            .map(|role| {
-                (
-                    role.name(),
-                    servers.iter().filter(|of| of.role == role).cloned().collect(),
-                )
-            })
+            .map(|role| (role.name(), servers.iter().filter(|of| of.role == role).cloned().collect()))
             .into();
         let view = View {
             server: view(own).ok_or_else(no_range)?,
@@ -166,12 +151,7 @@ impl Context {
             secrets,
         };
         let value = Value::from(minijinja::value::Serde(&view));
-        Ok(Self {
-            role: own.role,
-            value,
-            artifacts: artifacts.clone(),
-            pki: pki.clone(),
-        })
+        Ok(Self { role: own.role, value, artifacts: artifacts.clone(), pki: pki.clone() })
     }
 }
 

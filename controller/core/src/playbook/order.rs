@@ -7,29 +7,19 @@ use std::collections::{BTreeMap, BTreeSet};
 ///
 /// Kahn's algorithm, taking the ready step that was written first: the same playbooks give the same order.
 pub(super) fn sort(steps: Vec<Step>) -> Result<Vec<Step>, Vec<String>> {
-    let places: BTreeMap<String, usize> = steps
-        .iter()
-        .enumerate()
-        .map(|(place, step)| (step.id.clone(), place))
-        .collect();
+    let places: BTreeMap<String, usize> =
+        steps.iter().enumerate().map(|(place, step)| (step.id.clone(), place)).collect();
     let mut open: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
     let mut dependants: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for (place, step) in steps.iter().enumerate() {
-        let needs: BTreeSet<usize> = step
-            .needs
-            .iter()
-            .filter_map(|id| places.get(id).copied())
-            .collect();
+        let needs: BTreeSet<usize> = step.needs.iter().filter_map(|id| places.get(id).copied()).collect();
         for need in &needs {
             dependants.entry(*need).or_default().push(place);
         }
         open.insert(place, needs);
     }
-    let mut ready: BTreeSet<usize> = open
-        .iter()
-        .filter(|(_, needs)| needs.is_empty())
-        .map(|(place, _)| *place)
-        .collect();
+    let mut ready: BTreeSet<usize> =
+        open.iter().filter(|(_, needs)| needs.is_empty()).map(|(place, _)| *place).collect();
     let mut slots: BTreeMap<usize, Step> = steps.into_iter().enumerate().collect();
     let mut sorted = Vec::with_capacity(slots.len());
     while let Some(place) = ready.pop_first() {
@@ -43,11 +33,7 @@ pub(super) fn sort(steps: Vec<Step>) -> Result<Vec<Step>, Vec<String>> {
             }
         }
     }
-    if slots.is_empty() {
-        Ok(sorted)
-    } else {
-        Err(circle(&slots))
-    }
+    if slots.is_empty() { Ok(sorted) } else { Err(circle(&slots)) }
 }
 
 /// One circle among the steps that are left: follow needs until a step comes up again.
@@ -62,11 +48,7 @@ fn circle(left: &BTreeMap<usize, Step>) -> Vec<String> {
         path.push(id);
         at = by_id
             .get(id)
-            .and_then(|step| {
-                step.needs
-                    .iter()
-                    .find_map(|need| by_id.get_key_value(need.as_str()))
-            })
+            .and_then(|step| step.needs.iter().find_map(|need| by_id.get_key_value(need.as_str())))
             .map(|(id, _)| *id);
     }
     path.into_iter().map(str::to_owned).collect()

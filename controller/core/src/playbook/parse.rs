@@ -32,46 +32,24 @@ pub(super) fn playbook(file: &str, text: &str) -> Result<Playbook, Vec<Finding>>
     let mut findings = Findings::new(file, text);
     let (document, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
-        findings.add(
-            &error.span().unwrap_or(0..0),
-            "syntax",
-            error.message().replace('\n', ", "),
-            "",
-        );
+        findings.add(&error.span().unwrap_or(0..0), "syntax", error.message().replace('\n', ", "), "");
     }
     if !errors.is_empty() {
         return Err(findings.into_vec());
     }
-    let layer = file
-        .rsplit('/')
-        .next()
-        .unwrap_or(file)
-        .trim_end_matches(".toml")
-        .to_owned();
-    let mut playbook = Playbook {
-        file: file.to_owned(),
-        layer: layer.clone(),
-        title: String::new(),
-        steps: Vec::new(),
-    };
+    let layer = file.rsplit('/').next().unwrap_or(file).trim_end_matches(".toml").to_owned();
+    let mut playbook =
+        Playbook { file: file.to_owned(), layer: layer.clone(), title: String::new(), steps: Vec::new() };
     for (key, value) in document.get_ref() {
         match (key.get_ref().as_ref(), value.get_ref()) {
             ("title", DeValue::String(title)) => playbook.title = title.clone().into_owned(),
             ("step", DeValue::Array(steps)) => {
-                let mut reader = Reader {
-                    layer: &layer,
-                    findings: &mut findings,
-                };
+                let mut reader = Reader { layer: &layer, findings: &mut findings };
                 playbook.steps = steps.iter().filter_map(|step| reader.step(step)).collect();
             }
             (other, _) => {
                 let message = format!("unexpected key or type of `{other}`");
-                findings.add(
-                    &key.span(),
-                    "unknown-key",
-                    message,
-                    "a playbook has `title` and `[[step]]`",
-                );
+                findings.add(&key.span(), "unknown-key", message, "a playbook has `title` and `[[step]]`");
             }
         }
     }
@@ -103,8 +81,7 @@ struct Reader<'r, 't> {
 impl Reader<'_, '_> {
     fn step(&mut self, item: &Spanned<DeValue<'_>>) -> Option<Template> {
         let Some(table) = item.get_ref().as_table() else {
-            self.findings
-                .add(&item.span(), "wrong-type", "`step` is no table", "write [[step]]");
+            self.findings.add(&item.span(), "wrong-type", "`step` is no table", "write [[step]]");
             return None;
         };
         let (line, _) = self.findings.position(item.span().start);
@@ -126,32 +103,21 @@ impl Reader<'_, '_> {
                 "needs" => step.needs = self.needs(value),
                 "roles" => step.roles = self.roles(value),
                 "when" => step.when = self.when(value),
-                name => step
-                    .parameters
-                    .extend(self.parameter(value).map(|value| (name.to_owned(), value))),
+                name => step.parameters.extend(self.parameter(value).map(|value| (name.to_owned(), value))),
             }
         }
         for (name, value) in [("id", &step.id), ("kind", &step.kind)] {
             if value.is_empty() {
-                self.findings
-                    .add(&item.span(), "missing-key", format!("a step has no `{name}`"), "");
+                self.findings.add(&item.span(), "missing-key", format!("a step has no `{name}`"), "");
             }
         }
         Some(step)
     }
 
     fn word<'v>(&mut self, value: &'v Spanned<DeValue<'_>>, key: &str) -> Option<&'v str> {
-        let word = value
-            .get_ref()
-            .as_str()
-            .filter(|word| !word.is_empty() && !word.contains(['/', '*']));
+        let word = value.get_ref().as_str().filter(|word| !word.is_empty() && !word.contains(['/', '*']));
         if word.is_none() {
-            self.findings.add(
-                &value.span(),
-                "wrong-type",
-                format!("`{key}` is no plain word"),
-                "",
-            );
+            self.findings.add(&value.span(), "wrong-type", format!("`{key}` is no plain word"), "");
         }
         word
     }
@@ -163,12 +129,7 @@ impl Reader<'_, '_> {
                 || format!("one of {}", KINDS.join(", ")),
                 |meant| format!("did you mean `{meant}`?"),
             );
-            self.findings.add(
-                &value.span(),
-                "unknown-kind",
-                format!("unknown kind of step `{kind}`"),
-                hint,
-            );
+            self.findings.add(&value.span(), "unknown-kind", format!("unknown kind of step `{kind}`"), hint);
         }
         Some(kind.to_owned())
     }
@@ -176,37 +137,22 @@ impl Reader<'_, '_> {
     fn texts<'v>(&mut self, value: &'v Spanned<DeValue<'_>>, key: &str) -> Vec<(&'v str, Range<usize>)> {
         let list = value.get_ref().as_array();
         if list.is_none_or(|list| list.iter().any(|item| !item.get_ref().is_str())) {
-            self.findings.add(
-                &value.span(),
-                "wrong-type",
-                format!("`{key}` is no list of texts"),
-                "",
-            );
+            self.findings.add(&value.span(), "wrong-type", format!("`{key}` is no list of texts"), "");
         }
         let texts = list.into_iter().flatten();
-        texts
-            .filter_map(|item| Some((item.get_ref().as_str()?, item.span())))
-            .collect()
+        texts.filter_map(|item| Some((item.get_ref().as_str()?, item.span()))).collect()
     }
 
     fn needs(&mut self, value: &Spanned<DeValue<'_>>) -> Vec<Need> {
         let needs = self.texts(value, "needs");
         let full = |id: &str| {
-            if id.contains('/') {
-                id.to_owned()
-            } else {
-                format!("{}/{id}", self.layer)
-            }
+            if id.contains('/') { id.to_owned() } else { format!("{}/{id}", self.layer) }
         };
         needs
             .into_iter()
             .map(|(id, at)| {
                 let (line, column) = self.findings.position(at.start);
-                Need {
-                    id: full(id),
-                    line,
-                    column,
-                }
+                Need { id: full(id), line, column }
             })
             .collect()
     }
@@ -224,26 +170,13 @@ impl Reader<'_, '_> {
 
     fn when(&mut self, value: &Spanned<DeValue<'_>>) -> Option<Text> {
         let Some(text) = value.get_ref().as_str() else {
-            self.findings.add(
-                &value.span(),
-                "wrong-type",
-                "`when` is no text",
-                "an expression in quotes",
-            );
+            self.findings.add(&value.span(), "wrong-type", "`when` is no text", "an expression in quotes");
             return None;
         };
         if let Err(error) = engine().compile_expression(text) {
-            self.findings.add(
-                &value.span(),
-                "template",
-                format!("`when`: {}", plain(&error)),
-                "",
-            );
+            self.findings.add(&value.span(), "template", format!("`when`: {}", plain(&error)), "");
         }
-        Some(Text {
-            text: text.to_owned(),
-            line: self.findings.position(value.span().start).0,
-        })
+        Some(Text { text: text.to_owned(), line: self.findings.position(value.span().start).0 })
     }
 
     fn parameter(&mut self, value: &Spanned<DeValue<'_>>) -> Option<Parameter> {
@@ -264,12 +197,7 @@ impl Reader<'_, '_> {
             ),
             DeValue::Float(_) | DeValue::Datetime(_) => {
                 let message = "no step takes a fraction or a date";
-                self.findings.add(
-                    &value.span(),
-                    "wrong-type",
-                    message,
-                    "write it as a text in quotes",
-                );
+                self.findings.add(&value.span(), "wrong-type", message, "write it as a text in quotes");
                 return None;
             }
         })
@@ -282,12 +210,8 @@ impl Reader<'_, '_> {
         let line = self.findings.position(at.start).0 + opening;
         if let Err(error) = engine().template_from_str(text) {
             let line = line + error.line().unwrap_or(1).saturating_sub(1);
-            self.findings
-                .add_at(line, 1, "template", format!("no template: {}", plain(&error)), "");
+            self.findings.add_at(line, 1, "template", format!("no template: {}", plain(&error)), "");
         }
-        Text {
-            text: text.to_owned(),
-            line,
-        }
+        Text { text: text.to_owned(), line }
     }
 }

@@ -13,11 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Steps of other roles, and those whose `when` is false, are left out; needs that point at them are dropped.
 /// All findings of all playbooks are returned at once.
 pub fn render(playbooks: &[Playbook], context: &Context) -> Result<Vec<Step>, Vec<Finding>> {
-    let mut renderer = Renderer {
-        engine: engine(),
-        context,
-        findings: Vec::new(),
-    };
+    let mut renderer = Renderer { engine: engine(), context, findings: Vec::new() };
     let mut chosen: Vec<(&Playbook, &Template)> = Vec::new();
     for playbook in playbooks {
         for step in &playbook.steps {
@@ -26,21 +22,14 @@ pub fn render(playbooks: &[Playbook], context: &Context) -> Result<Vec<Step>, Ve
             }
         }
     }
-    let known: BTreeSet<&str> = playbooks
-        .iter()
-        .flat_map(|playbook| &playbook.steps)
-        .map(|step| step.id.as_str())
-        .collect();
+    let known: BTreeSet<&str> =
+        playbooks.iter().flat_map(|playbook| &playbook.steps).map(|step| step.id.as_str()).collect();
     let here: BTreeSet<&str> = chosen.iter().map(|(_, step)| step.id.as_str()).collect();
     let mut steps = Vec::new();
     for (playbook, step) in &chosen {
         let needs = renderer.needs(playbook, step, &known, &here);
         let kind = renderer.kind(playbook, step);
-        steps.extend(kind.map(|kind| Step {
-            id: step.id.clone(),
-            needs,
-            kind,
-        }));
+        steps.extend(kind.map(|kind| Step { id: step.id.clone(), needs, kind }));
     }
     let sorted = order::sort(steps).map_err(|circle| circle_finding(&chosen, &circle));
     match sorted {
@@ -58,10 +47,7 @@ pub(super) fn engine() -> Environment<'static> {
     let mut engine = Environment::new();
     engine.set_undefined_behavior(UndefinedBehavior::Strict);
     let mut syntax = SyntaxConfig::builder();
-    syntax
-        .trim_blocks(true)
-        .lstrip_blocks(true)
-        .keep_trailing_newline(true);
+    syntax.trim_blocks(true).lstrip_blocks(true).keep_trailing_newline(true);
     if let Ok(syntax) = syntax.build() {
         engine.set_syntax(syntax);
     }
@@ -73,9 +59,7 @@ pub(super) fn engine() -> Environment<'static> {
 
 /// Text as the content of an XML element.
 fn xml(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 /// Text in double quotes with escapes that TOML, JSON, YAML and systemd read alike.
@@ -91,14 +75,7 @@ struct Renderer<'r> {
 
 impl Renderer<'_> {
     fn add(&mut self, playbook: &Playbook, line: usize, code: &'static str, message: String, hint: String) {
-        self.findings.push(Finding {
-            file: playbook.file.clone(),
-            line,
-            column: 1,
-            code,
-            message,
-            hint,
-        });
+        self.findings.push(Finding { file: playbook.file.clone(), line, column: 1, code, message, hint });
     }
 
     fn sorted_findings(mut self) -> Vec<Finding> {
@@ -145,12 +122,7 @@ impl Renderer<'_> {
                     hint,
                 });
             }
-            needs.extend(
-                meant
-                    .into_iter()
-                    .filter(|id| here.contains(id))
-                    .map(str::to_owned),
-            );
+            needs.extend(meant.into_iter().filter(|id| here.contains(id)).map(str::to_owned));
         }
         needs.sort();
         needs.dedup();
@@ -207,10 +179,7 @@ impl Renderer<'_> {
         }
         let hint = nearest(name, source.keys().map(String::as_str))
             .map_or_else(String::new, |near| format!("did you mean `{near}`?"));
-        let message = format!(
-            "step `{}` names `{name}`, which the {from} does not have",
-            step.id
-        );
+        let message = format!("step `{}` names `{name}`, which the {from} does not have", step.id);
         self.add(playbook, step.line, "unknown-artifact", message, hint);
         None
     }
@@ -231,10 +200,7 @@ impl Renderer<'_> {
 
     fn text(&self, text: &Text) -> Result<Json, (usize, String)> {
         let at = |error: &minijinja::Error| {
-            (
-                text.line + error.line().unwrap_or(1).saturating_sub(1),
-                plain(error),
-            )
+            (text.line + error.line().unwrap_or(1).saturating_sub(1), plain(error))
         };
         if !text.text.contains("{{") && !text.text.contains("{%") && !text.text.contains("{#") {
             return Ok(text.text.as_str().into());
@@ -251,9 +217,7 @@ impl Renderer<'_> {
     }
 
     fn expression(&self, text: &str) -> Result<Value, minijinja::Error> {
-        self.engine
-            .compile_expression(text)?
-            .eval(self.context.value.clone())
+        self.engine.compile_expression(text)?.eval(self.context.value.clone())
     }
 }
 
@@ -273,9 +237,7 @@ fn meant<'k>(need: &Need, known: &BTreeSet<&'k str>) -> Vec<&'k str> {
 
 /// The engine's error without the name that it gives to nameless templates.
 pub(super) fn plain(error: &minijinja::Error) -> String {
-    let detail = error
-        .detail()
-        .map_or_else(String::new, |detail| format!(": {detail}"));
+    let detail = error.detail().map_or_else(String::new, |detail| format!(": {detail}"));
     format!("{}{detail}", error.kind())
 }
 

@@ -158,6 +158,29 @@ fn restarting_too_many_etcd_members_at_once_is_found() {
 }
 
 #[test]
+fn certificates_that_disagree_about_a_file_are_found() {
+    let mut steps = steps("control1", &container_v1());
+    let owned = steps.iter_mut().find(|step| step.id == "20-pki/scheduler").unwrap();
+    let StepKind::Certificate(certificate) = &mut owned.kind else { panic!("no certificate") };
+    certificate.owner = "etcd:etcd".to_owned();
+    let mut of = answered("control1", &[]);
+    of.steps = steps;
+    let lints = lint(&build("lab", 0, vec![of], Vec::new()), &BTreeMap::new());
+    assert!(lints.iter().all(|lint| lint.code == "same-path") && !lints.is_empty(), "{lints:?}");
+}
+
+#[test]
+fn two_control_servers_with_keys_of_their_own_are_found() {
+    let signer = |name: &str| {
+        let mut of = answered(name, &[]);
+        of.steps = steps("control1", &container_v1());
+        of
+    };
+    let lints = lint(&build("lab", 0, vec![signer("a"), signer("b")], Vec::new()), &BTreeMap::new());
+    assert!(lints.iter().any(|lint| lint.code == "unshared-key"), "{lints:?}");
+}
+
+#[test]
 fn our_own_playbooks_have_no_lint() {
     for (server, facts) in [("control1", container_v1()), ("data1", metal_v2()), ("ml1", container_v1())] {
         let mut of = answered(server, &[]);

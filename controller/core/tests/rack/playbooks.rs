@@ -1,6 +1,7 @@
 //! The playbooks, rendered for every role and both cgroup versions, and playbooks with slips.
 
 use super::{container_v1, context, lab, metal_v2, print, steps};
+use rackwright_core::inventory::Inventory;
 use rackwright_core::playbook::{Playbook, render};
 use rackwright_wire::facts::Facts;
 use rackwright_wire::step::{Step, StepKind};
@@ -133,6 +134,20 @@ fn every_named_owner_has_a_step_that_makes_it() {
             assert!(reached, "{} on {} does not need the step that makes {user}", step.id, server.name);
         }
     }
+}
+
+#[test]
+fn a_dev_server_gets_images_but_no_taint_and_no_databases() {
+    let text = super::LAB.replace(
+        "name = \"ml2\"\naddress = \"10.77.0.14\"\nrole = \"ml\"",
+        "name = \"ml2\"\naddress = \"10.77.0.14\"\nrole = \"dev\"",
+    );
+    let text = text.replace("target_nodes = 2", "target_nodes = 1");
+    let inventory = Inventory::parse("dev", &text).unwrap_or_else(|found| panic!("{}", print(&found)));
+    let steps = render(&Playbook::builtin().unwrap(), &context(&inventory, "ml2", &container_v1())).unwrap();
+    let has = |id: &str| steps.iter().any(|step| step.id == id);
+    assert!(has("30-containerd/image-python") && !has("70-data/minio") && !has("40-etcd/unit"));
+    assert!(!show(&steps).contains("registerWithTaints"));
 }
 
 #[test]
