@@ -9,6 +9,7 @@ use crate::conditions::Conditions;
 use crate::connect::Rack;
 use crate::converse::{Conversation, End};
 use crate::follow::Follower;
+use crate::head_start::HeadStart;
 use crate::pki::Authorities;
 use crate::progress::{News, Teller};
 use crate::ramp::{Patience, jitter};
@@ -16,7 +17,6 @@ use crate::resume::{Journal, Start, start};
 use crate::saved::ServerOutcome;
 use crate::survey::{SurveyError, chain};
 use crate::uploads::{Shelf, Uploads};
-use crate::urgency;
 use rackwright_wire::facts::Facts;
 use rackwright_wire::plan::{CheckRequest, PLAN_VERSION, ServerPlan};
 use std::sync::Arc;
@@ -36,6 +36,8 @@ pub struct Apply {
     pub conditions: Conditions,
     /// What can be sent.
     pub shelf: Shelf,
+    /// What goes first.
+    pub head_start: HeadStart,
     /// The agent.
     pub agent: AgentBinary,
     /// Who is told.
@@ -75,7 +77,7 @@ impl Apply {
 
     async fn run(&self, plan: &ServerPlan, agent: Agent) -> ServerOutcome {
         let mut follower = Follower::default();
-        let mut uploads = Uploads::new(&self.shelf, self.missing(plan));
+        let mut uploads = Uploads::new(&self.shelf, &self.head_start, plan);
         let mut lost = 0;
         let mut agent = agent;
         self.teller.tell(&plan.server, News::Started { steps: plan.steps.len() });
@@ -103,11 +105,6 @@ impl Apply {
                 Err(error) => return self.unreached(&plan.server, &error),
             }
         }
-    }
-
-    /// Files that differing steps need, most urgent first.
-    fn missing(&self, plan: &ServerPlan) -> Vec<String> {
-        urgency::order(plan, |sha256| self.shelf.get(sha256).map(|file| file.bytes))
     }
 
     async fn find_again(&self, server: &str, lost: &mut u32) -> Result<Agent, SurveyError> {

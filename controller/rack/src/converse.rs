@@ -81,7 +81,9 @@ impl<'a> Conversation<'a> {
                     let _noticed_there = answer(&input, step, reply).await;
                 }
                 ended = self.uploads.next(), if self.uploads.is_busy() => {
-                    self.uploaded(&ended, &mut answers, &mut waiting);
+                    if let Some(ended) = ended {
+                        self.uploaded(&ended, &mut answers, &mut waiting);
+                    }
                 }
             }
         }

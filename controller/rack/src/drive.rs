@@ -4,10 +4,11 @@ use crate::apply::{Apply, Introduced};
 use crate::cluster::{Cluster, ClusterError};
 use crate::conditions::{Conditions, Control};
 use crate::connect::Rack;
+use crate::head_start::HeadStart;
 use crate::objects;
 use crate::pki::{Authorities, PkiError};
 use crate::probe::{Asker, ProbeError};
-use crate::progress::Teller;
+use crate::progress::{News, Teller};
 use crate::resume::Journal;
 use crate::runs::Runs;
 use crate::saved::{self, Saved, SavedError, ServerOutcome};
@@ -171,17 +172,40 @@ impl Driver {
         Ok(Saved { plan, objects })
     }
 
-    /// Applies a plan on all servers at once, settles the cluster's objects, and waits for the nodes.
-    pub async fn apply(&self, saved: &Saved, survey: Option<Survey>, wait: Duration) -> Applied {
-        let started = Instant::now();
-        let apply = Apply {
+    /// Lets servers finish older plans that were interrupted there, by a power cut for example: a new plan
+    /// starts only from a server at rest. Returns how many there were, and how many steps that changed.
+    pub async fn finish_interrupted(&self, survey: &Survey) -> Result<(usize, u32), SavedError> {
+        let mut interrupted = Vec::new();
+        for server in &survey.answered {
+            let Some(id) = &server.report.unfinished else { continue };
+            interrupted.extend(saved::server_plan(&self.state, id)?);
+        }
+        let apply = self.applier();
+        let finished = interrupted.iter().map(|plan| {
+            let what = format!("finishing its plan of generation {}", plan.generation);
+            self.teller.tell(&plan.server, News::Cluster { what });
+            Box::pin(apply.server(plan, None))
+        });
+        let outcomes = futures::future::join_all(finished).await;
+        Ok((outcomes.len(), outcomes.iter().map(ServerOutcome::changed).sum()))
+    }
+
+    fn applier(&self) -> Apply {
+        Apply {
             rack: Arc::clone(&self.rack),
             authorities: Arc::clone(&self.authorities),
             conditions: self.conditions.clone(),
             shelf: Arc::clone(&self.shelf),
+            head_start: HeadStart::default(),
             agent: self.wanted.agent.clone(),
             teller: self.teller.clone(),
-        };
+        }
+    }
+
+    /// Applies a plan on all servers at once, settles the cluster's objects, and waits for the nodes.
+    pub async fn apply(&self, saved: &Saved, survey: Option<Survey>, wait: Duration) -> Applied {
+        let started = Instant::now();
+        let apply = self.applier();
         let mut known = survey.map(introduced).unwrap_or_default();
         let mut running: FuturesUnordered<_> = saved
             .plan

@@ -32,6 +32,7 @@ pub mod saved;
 pub mod apply;
 mod converse;
 pub mod follow;
+pub mod head_start;
 pub mod progress;
 pub mod runs;
 pub mod uploads;

@@ -4,6 +4,7 @@
 use crate::follow::Failure;
 use crate::state::{StateDir, StateError};
 use rackwright_core::plan::{Outcome, Plan};
+use rackwright_wire::plan::ServerPlan;
 use rackwright_wire::step::Difference;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -123,6 +124,21 @@ pub fn pending(state: &StateDir) -> Result<Option<Saved>, SavedError> {
         return Ok(None);
     };
     serde_json::from_str(&text).map(Some).map_err(|source| SavedError::Syntax { file, source })
+}
+
+/// One server's part of any plan that was ever saved, newest first: a server may still hold one that was
+/// interrupted there.
+pub fn server_plan(state: &StateDir, id: &str) -> Result<Option<ServerPlan>, SavedError> {
+    for generation in generations(state)?.into_keys().rev() {
+        let file = plan_file(generation);
+        let Some(text) = state.read(&file)? else { continue };
+        let saved: Saved =
+            serde_json::from_str(&text).map_err(|source| SavedError::Syntax { file, source })?;
+        if let Some(found) = saved.plan.servers.into_iter().find(|plan| plan.id == id) {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
 }
 
 /// Records what came of a plan: it is not pending any more.

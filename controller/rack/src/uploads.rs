@@ -4,10 +4,13 @@
 //! only make the first arrive later.
 
 use crate::agent::Agent;
+use crate::head_start::HeadStart;
 use crate::survey::LocalArtifact;
+use crate::urgency;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use rackwright_wire::plan::ServerPlan;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,6 +24,9 @@ pub type Shelf = Arc<BTreeMap<String, LocalArtifact>>;
 /// What is sent, was sent and could not be sent to one server.
 pub(crate) struct Uploads {
     shelf: Shelf,
+    head_start: HeadStart,
+    /// Those of the queue and in flight that go first everywhere.
+    first: BTreeSet<String>,
     queue: VecDeque<String>,
     running: FuturesUnordered<BoxFuture<'static, Ended>>,
     in_flight: BTreeSet<String>,
@@ -47,21 +53,21 @@ pub(crate) enum Known {
 }
 
 impl Uploads {
-    /// Queues artifacts in this order.
-    pub(crate) fn new(shelf: &Shelf, wanted: impl IntoIterator<Item = String>) -> Self {
-        let mut uploads = Self {
+    /// Queues what differing steps of a plan need, most urgent first.
+    pub(crate) fn new(shelf: &Shelf, head_start: &HeadStart, plan: &ServerPlan) -> Self {
+        let order = urgency::order(plan, |sha256| shelf.get(sha256).map(|file| file.bytes));
+        let shared = urgency::shared(plan);
+        let (first, rest): (Vec<_>, Vec<_>) = order.into_iter().partition(|sha256| shared.contains(sha256));
+        head_start.enter(first.len());
+        Self {
             shelf: Arc::clone(shelf),
-            queue: VecDeque::new(),
+            head_start: head_start.clone(),
+            first: first.iter().cloned().collect(),
+            queue: first.into_iter().chain(rest).collect(),
             running: FuturesUnordered::new(),
             in_flight: BTreeSet::new(),
             arrived: BTreeSet::new(),
-        };
-        for sha256 in wanted {
-            if uploads.shelf.contains_key(&sha256) && !uploads.queue.contains(&sha256) {
-                uploads.queue.push_back(sha256);
-            }
         }
-        uploads
     }
 
     /// A step waits for this artifact now.
@@ -86,12 +92,12 @@ impl Uploads {
     pub(crate) fn start(&mut self, agent: &Agent) -> Vec<LocalArtifact> {
         let mut started = Vec::new();
         while self.running.len() < AT_ONCE {
-            let Some(sha256) = self.queue.pop_front() else {
+            let Some(sha256) = self.queue.front() else { break };
+            if self.head_start.holds() && !self.first.contains(sha256) {
                 break;
-            };
-            let Some(artifact) = self.shelf.get(&sha256) else {
-                continue;
-            };
+            }
+            let Some(sha256) = self.queue.pop_front() else { break };
+            let Some(artifact) = self.shelf.get(&sha256) else { continue };
             self.in_flight.insert(sha256);
             self.running.push(Box::pin(send(agent.clone(), artifact.clone())));
             started.push(artifact.clone());
@@ -99,32 +105,53 @@ impl Uploads {
         started
     }
 
-    /// Whether anything is on its way.
+    /// Whether anything is on its way or waits for the head start of others.
     pub(crate) fn is_busy(&self) -> bool {
-        !self.running.is_empty()
+        !self.running.is_empty() || !self.queue.is_empty()
     }
 
-    /// The next one that ends. Pending while nothing runs.
-    pub(crate) async fn next(&mut self) -> Ended {
-        let Some(ended) = self.running.next().await else {
-            return std::future::pending().await;
+    /// The next one that ends; `None` when the head start is over and more may start.
+    pub(crate) async fn next(&mut self) -> Option<Ended> {
+        let held = self.running.len() < AT_ONCE && self.head_start.holds();
+        let ended = tokio::select! {
+            Some(ended) = self.running.next() => ended,
+            () = self.head_start.over(), if held => return None,
+            else => return std::future::pending().await,
         };
         self.in_flight.remove(&ended.sha256);
         match &ended.result {
-            Ok(()) => drop(self.arrived.insert(ended.sha256.clone())),
+            Ok(()) => {
+                self.settle(&ended.sha256);
+                self.arrived.insert(ended.sha256.clone());
+            }
             // A new connection sends it again.
             Err((_, true)) => self.queue.push_front(ended.sha256.clone()),
-            Err((_, false)) => {}
+            Err((_, false)) => self.settle(&ended.sha256),
         }
-        ended
+        Some(ended)
     }
 
-    /// The connection is gone: what was on its way starts again on the next one.
+    /// Nobody needs to wait for this one any more.
+    fn settle(&mut self, sha256: &str) {
+        if self.first.remove(sha256) {
+            self.head_start.leave(1);
+        }
+    }
+
+    /// The connection is gone: what was on its way starts again on the next one, and nobody waits for it.
     pub(crate) fn disconnected(&mut self) {
+        self.head_start.leave(self.first.len());
+        self.first.clear();
         self.running = FuturesUnordered::new();
         for sha256 in std::mem::take(&mut self.in_flight) {
             self.queue.push_front(sha256);
         }
+    }
+}
+
+impl Drop for Uploads {
+    fn drop(&mut self) {
+        self.head_start.leave(self.first.len());
     }
 }
 

@@ -6,7 +6,7 @@
 
 use crate::survey::artifact_of;
 use rackwright_wire::plan::ServerPlan;
-use rackwright_wire::step::Step;
+use rackwright_wire::step::{Step, StepKind, WaitState};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,6 +34,23 @@ pub fn order(plan: &ServerPlan, size: impl Fn(&str) -> Option<u64>) -> Vec<Strin
     order
 }
 
+/// Hashes of the files without which a state of several servers cannot become true: what a step that waits for
+/// such a state needs, however indirectly. Every server waits for them, not only the one that gets them.
+pub fn shared(plan: &ServerPlan) -> BTreeSet<String> {
+    let by_id: BTreeMap<&str, &Step> = plan.steps.iter().map(|step| (step.id.as_str(), step)).collect();
+    let is_shared = |step: &&Step| matches!(&step.kind, StepKind::Wait { state: WaitState::Cluster(_), .. });
+    let mut open: Vec<&Step> = plan.steps.iter().filter(is_shared).collect();
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
+    let mut files = BTreeSet::new();
+    while let Some(step) = open.pop() {
+        if seen.insert(&step.id) {
+            files.extend(artifact_of(step).map(str::to_owned));
+            open.extend(step.needs.iter().filter_map(|need| by_id.get(need.as_str()).copied()));
+        }
+    }
+    files
+}
+
 /// For each step the length of the longest chain of steps that need it. Steps are in an order that respects
 /// `needs`, so one pass from the end is enough.
 fn heights(steps: &[Step]) -> BTreeMap<&str, u32> {
@@ -52,7 +69,7 @@ fn heights(steps: &[Step]) -> BTreeMap<&str, u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rackwright_wire::step::{Difference, StepKind, WaitState};
+    use rackwright_wire::step::Difference;
 
     fn artifact(id: &str, sha256: &str) -> Step {
         let (name, path, mode) = (id.to_owned(), format!("/{id}"), "0755".to_owned());
@@ -64,6 +81,19 @@ mod tests {
         let state = WaitState::Path("/x".to_owned());
         let needs = needs.iter().map(|need| (*need).to_owned()).collect();
         Step { id: id.to_owned(), needs, kind: StepKind::Wait { state, timeout_s: 1 } }
+    }
+
+    fn plan_of(differences: Vec<Difference>) -> ServerPlan {
+        ServerPlan {
+            version: 1,
+            id: String::new(),
+            server: "c".to_owned(),
+            machine_id: String::new(),
+            generation: 1,
+            facts_digest: String::new(),
+            steps: Vec::new(),
+            differences,
+        }
     }
 
     #[test]
@@ -82,18 +112,24 @@ mod tests {
             summary: String::new(),
             detail: String::new(),
         });
-        let plan = ServerPlan {
-            version: 1,
-            id: String::new(),
-            server: "c".to_owned(),
-            machine_id: String::new(),
-            generation: 1,
-            facts_digest: String::new(),
-            steps,
-            differences: differences.into(),
-        };
+        let plan = ServerPlan { steps, ..plan_of(differences.into()) };
         let size = |sha256: &str| Some(if sha256 == "b" { 100 } else { 1 });
         assert_eq!(order(&plan, size), ["e", "s", "b"]);
         assert_eq!(order(&plan, |sha256| (sha256 == "b").then_some(1)), ["b"]);
+    }
+
+    #[test]
+    fn what_a_state_of_several_servers_needs_is_shared() {
+        let mut ready = wait("ready", &["api-unit"]);
+        ready.kind = StepKind::Wait { state: WaitState::Cluster("api:ready".to_owned()), timeout_s: 1 };
+        let steps = vec![
+            artifact("api", "a"),
+            artifact("kubelet", "k"),
+            wait("api-unit", &["api"]),
+            ready,
+            wait("node", &["ready", "kubelet"]),
+        ];
+        let plan = ServerPlan { steps, ..plan_of(Vec::new()) };
+        assert_eq!(shared(&plan), BTreeSet::from(["a".to_owned()]));
     }
 }

@@ -20,6 +20,7 @@ use rackwright_rack::objects::ADMINS;
 use rackwright_rack::preflight::preflight;
 use rackwright_rack::saved::{self, Saved};
 use rackwright_rack::survey::{Survey, SurveyError};
+use rackwright_wire::step::Difference;
 use std::io::{BufRead as _, IsTerminal as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -136,7 +137,8 @@ async fn plan(place: &Place, out: Out) -> Result<ExitCode, Report> {
     let (driver, watch) = Box::pin(open::driver(place, out)).await?;
     let _lock = driver.state.lock().map_err(open::state)?;
     let servers = open::chosen(place, &driver)?;
-    let (survey, saved, lints) = compare(&driver, &servers).await?;
+    let (survey, objects) = driver.survey(&servers).await;
+    let (saved, lints) = saved_plan(&driver, &survey, objects)?;
     watch.end().await;
     show::plan(&saved, &lints, out);
     if !saved.is_empty() {
@@ -174,12 +176,17 @@ async fn apply(args: &ApplyArgs, out: Out) -> Result<ExitCode, Report> {
         }
         None => {
             let servers = open::chosen(&args.place, &driver)?;
-            let (survey, saved, lints) = compare(&driver, &servers).await?;
+            let (mut survey, mut objects) = driver.survey(&servers).await;
+            let (finished, changed) = driver.finish_interrupted(&survey).await.map_err(Report::new)?;
+            if finished > 0 {
+                (survey, objects) = driver.survey(&servers).await;
+            }
+            let (saved, lints) = saved_plan(&driver, &survey, objects)?;
             watch.pause();
             let blocked = show::blocked(&driver, &survey, out);
             let broken = show::broken(&survey, out);
             if saved.is_empty() && saved.plan.absent.is_empty() {
-                show::nothing(&saved, started.elapsed(), out);
+                show::nothing(&saved, changed, started.elapsed(), out);
                 return Ok(ExitCode::SUCCESS);
             }
             show::before_apply(&saved, &lints, out);
@@ -214,11 +221,14 @@ fn applied_code(applied: &Applied) -> u8 {
     }
 }
 
-async fn compare(driver: &Driver, servers: &[&str]) -> Result<(Survey, Saved, Vec<Lint>), Report> {
-    let (survey, objects) = driver.survey(servers).await;
-    let saved = driver.plan(&survey, objects).map_err(Report::new)?;
+fn saved_plan(
+    driver: &Driver,
+    survey: &Survey,
+    objects: Vec<Difference>,
+) -> Result<(Saved, Vec<Lint>), Report> {
+    let saved = driver.plan(survey, objects).map_err(Report::new)?;
     let lints = lint(&saved.plan, &driver.wanted.secrets);
-    Ok((survey, saved, lints))
+    Ok((saved, lints))
 }
 
 /// A host key that stopped us outweighs everything else.

@@ -102,12 +102,17 @@ pub(super) fn before_apply(saved: &Saved, lints: &[Lint], out: Out) {
     }
 }
 
-/// The second apply.
-pub(super) fn nothing(saved: &Saved, took: Duration, out: Out) {
+/// The second apply. `finished` counts changes of interrupted plans that were finished just before.
+pub(super) fn nothing(saved: &Saved, finished: u32, took: Duration, out: Out) {
     let servers = saved.plan.servers.len();
     let seconds = took.as_secs_f64();
-    let text = format!("nothing to do: {servers} servers are as planned ({seconds:.2} s)");
-    out.data(text, &json!({ "changes": 0, "servers": servers, "seconds": seconds }));
+    let what = if finished == 0 {
+        "nothing to do".to_owned()
+    } else {
+        format!("finished what was interrupted, {finished} changes, nothing more to do")
+    };
+    let text = format!("{what}: {servers} servers are as planned ({seconds:.2} s)");
+    out.data(text, &json!({ "changes": finished, "servers": servers, "seconds": seconds }));
 }
 
 /// What came of an apply.
