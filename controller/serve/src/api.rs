@@ -101,6 +101,8 @@ pub struct LiveAttempt {
     pub placed_at_ms: u64,
     /// When its container started.
     pub started_at_ms: Option<u64>,
+    /// What its kubelet waits for, when it says so, such as an image that is not there.
+    pub note: Option<String>,
 }
 
 /// One job with its attempts.

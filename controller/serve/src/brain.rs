@@ -24,13 +24,15 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{RwLock, mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 /// Inputs taken into one batch: bounds how long a commit and its replies can take.
 const BATCH: usize = 512;
 /// Between two tries to write while the store cannot.
 const STORE_PAUSE: Duration = Duration::from_millis(500);
+/// After a list that failed, the next one comes this soon.
+const RELIST: Duration = Duration::from_secs(2);
 /// Between two looks for checkpoints of running tasks.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// The scheduler is asked at least this often, whatever it says it waits for.
@@ -81,6 +83,8 @@ pub(crate) struct Brain {
     pub(crate) records: HashMap<JobId, Arc<JobRecord>>,
     /// The last position of the log that the state contains.
     pub(crate) last: Seq,
+    /// The last list failed: the next one comes sooner.
+    pub(crate) unlisted: bool,
 }
 
 /// What one round collected.
@@ -96,6 +100,7 @@ impl Brain {
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let mut since_snapshot = 0;
         let mut pass = tokio::time::interval(self.full_pass);
+        pass.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut look = tokio::time::interval(LOOK_EVERY);
         loop {
             let mut round = Round::default();
@@ -113,6 +118,9 @@ impl Brain {
             since_snapshot += round.batch.events.len();
             if !self.finish(round, &stop).await {
                 break;
+            }
+            if std::mem::take(&mut self.unlisted) {
+                pass.reset_after(RELIST.min(self.full_pass));
             }
             if since_snapshot >= SNAPSHOT_EVERY {
                 since_snapshot = 0;
@@ -224,7 +232,12 @@ impl Brain {
                 for what in self.world.snapshot(*snapshot, &held, &self.sched) {
                     self.learn(what, round);
                 }
+                // The cluster answers: what it was asked and did not answer is asked again.
+                for action in self.sched.outstanding() {
+                    round.tasks.extend(self.task(action));
+                }
             }
+            Done::Unlisted => self.unlisted = true,
             Done::Nothing => {}
         }
     }
@@ -253,11 +266,6 @@ impl Brain {
     fn full_pass(&mut self, round: &mut Round) {
         self.world.requested(&self.sched);
         round.tasks.push(Task::List);
-        if self.health.is_synced() {
-            for action in self.sched.outstanding() {
-                round.tasks.extend(self.task(action));
-            }
-        }
     }
 
     fn look(&mut self, round: &mut Round) {

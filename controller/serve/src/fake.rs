@@ -96,7 +96,7 @@ impl FakeCluster {
 
     /// The kubelet starts a pod's container.
     pub(crate) fn run(&self, name: &str) {
-        self.status(name, json!({"phase": "Running", "startTime": "2026-01-01T00:00:00Z"}));
+        self.status(name, json!({"phase": "Running", "startTime": jiff::Timestamp::now()}));
     }
 
     /// The container ends.

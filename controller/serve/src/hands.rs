@@ -73,6 +73,8 @@ pub(crate) enum Done {
     Found(Checkpoint, PodKey),
     /// Everything that is there.
     Listed(Box<crate::cluster::Snapshot>),
+    /// The cluster could not be listed.
+    Unlisted,
     /// Nothing to tell.
     Nothing,
 }
@@ -170,7 +172,10 @@ impl Shared {
             },
             Task::List => match self.tools.cluster.snapshot().await {
                 Ok(snapshot) => Done::Listed(Box::new(snapshot)),
-                Err(cause) => self.gave_up(&cause),
+                Err(cause) => {
+                    tracing::warn!(error = %Chain(&cause), "cannot list the cluster");
+                    Done::Unlisted
+                }
             },
         }
     }

@@ -9,6 +9,7 @@ use futures::{AsyncReadExt as _, FutureExt as _, StreamExt as _};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::api::{Api, DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, Config};
 use serde_json::json;
@@ -17,6 +18,8 @@ use std::time::Duration;
 
 /// A call that takes longer counts as not answered.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Between two tries to reconnect a watch.
+const RECONNECT: Duration = Duration::from_secs(1);
 /// Lines asked for at most when a tail is archived: the bytes are cut afterwards.
 const TAIL_LINES: i64 = 2000;
 /// Bytes asked for at most for a tail; lines longer than this on average are cut at the front.
@@ -227,12 +230,12 @@ impl Cluster for Kubernetes {
     fn watch(&self) -> BoxStream<'static, Change> {
         let nodes = watcher(Api::<Node>::all(self.client.clone()), watcher::Config::default());
         let pods = watcher(Api::<Pod>::all(self.client.clone()), watcher::Config::default().page_size(PAGE));
-        let nodes = nodes.default_backoff().filter_map(|event| async move {
+        let nodes = nodes.backoff(Steady).filter_map(|event| async move {
             let here = |node: Node| seen::node(&node).map(|node| Change::Node(Box::new(node)));
             let gone = |node: Node| node.metadata.name.map(Change::NodeGone);
             changed(event, here, gone)
         });
-        let pods = pods.default_backoff().filter_map(|event| async move {
+        let pods = pods.backoff(Steady).filter_map(|event| async move {
             let here = |pod: Pod| Some(Change::Pod(Box::new(seen::pod(&pod))));
             let gone = |pod: Pod| Some(Change::PodGone(Box::new(seen::pod(&pod))));
             changed(event, here, gone)
@@ -256,6 +259,20 @@ impl Cluster for Kubernetes {
     ) -> BoxFuture<'a, Result<BoxStream<'static, Result<Bytes, std::io::Error>>, ClusterError>> {
         self.stream(namespace, name).boxed()
     }
+}
+
+/// Between two tries to reconnect a watch: there are two of them, so the apiserver is not flooded.
+struct Steady;
+
+impl Iterator for Steady {
+    type Item = Duration;
+    fn next(&mut self) -> Option<Duration> {
+        Some(RECONNECT)
+    }
+}
+
+impl Backoff for Steady {
+    fn reset(&mut self) {}
 }
 
 /// What a watch event means; a watch that broke reconnects by itself and is only noted.

@@ -142,9 +142,15 @@ impl Rig {
 
     /// Waits until the job stands so; answers it.
     async fn job(&self, id: &str, check: impl Fn(&Value) -> bool) -> Value {
-        let path = format!("/v1/jobs/{id}");
-        self.until(&path, async || check(&self.get(&path).await)).await;
-        self.get(&path).await
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let job = self.get(&format!("/v1/jobs/{id}")).await;
+            if check(&job) {
+                return job;
+            }
+            assert!(Instant::now() < deadline, "not reached: {job:#}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     async fn until(&self, what: &str, mut check: impl AsyncFnMut() -> bool) {

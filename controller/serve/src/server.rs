@@ -146,6 +146,7 @@ impl Server {
             has_data: outside.data.is_some(),
             records: HashMap::new(),
             last,
+            unlisted: false,
         };
         let etcd = config.etcd.clone().map(EtcdWatch::new);
         let app = App(Arc::new(Parts {

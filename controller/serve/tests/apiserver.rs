@@ -61,6 +61,7 @@ impl Control {
         ]);
         let key = rcgen::KeyPair::generate().unwrap();
         std::fs::write(folder.path().join("sa.key"), key.serialize_pem()).unwrap();
+        std::fs::write(folder.path().join("sa.pub"), key.public_key_pem()).unwrap();
         std::fs::write(folder.path().join("tokens.csv"), format!("{TOKEN},test,test,\"system:masters\"\n")).unwrap();
         let kubeconfig = json!({"apiVersion": "v1", "kind": "Config", "current-context": "x",
             "clusters": [{"name": "c", "cluster": {
@@ -84,7 +85,7 @@ impl Control {
             "--authorization-mode=RBAC".to_owned(),
             "--disable-admission-plugins=ServiceAccount".to_owned(),
             "--service-account-issuer=https://test".to_owned(),
-            format!("--service-account-key-file={}", file("sa.key")),
+            format!("--service-account-key-file={}", file("sa.pub")),
             format!("--service-account-signing-key-file={}", file("sa.key")),
             "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
         ]);
@@ -235,7 +236,7 @@ async fn a_real_apiserver_takes_our_pods_and_may_be_away() {
     let namespaces: Api<Namespace> = Api::all(rig.client.clone());
     let labels = namespaces.get("team-ops").await.unwrap().metadata.labels.unwrap();
     assert_eq!(labels["pod-security.kubernetes.io/enforce"], "restricted");
-    rig.status(&name, json!({"phase": "Running", "startTime": "2026-01-01T00:00:00Z"})).await;
+    rig.status(&name, json!({"phase": "Running", "startTime": jiff::Timestamp::now()})).await;
     rig.job(&first, "phase", "running").await;
 
     // Away: submits are accepted, and what happened meanwhile is caught up with.

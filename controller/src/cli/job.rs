@@ -201,7 +201,12 @@ async fn submit(client: &Client, args: &SubmitArgs, out: Out) -> Result<ExitCode
     out.data(submitted.id, &submitted);
     if !out.is_json() {
         for pin in &submitted.datasets {
-            out.say(format_args!("  sees {} at {} (generation {})", pin.name, pin.version.short(), pin.generation));
+            out.say(format_args!(
+                "  sees {} at {} (generation {})",
+                pin.name,
+                pin.version.short(),
+                pin.generation
+            ));
         }
         if submitted.replayed {
             out.say("  this key was used before: nothing was changed");
@@ -248,7 +253,9 @@ fn body(args: &SubmitArgs) -> Result<Value, Report> {
 
 fn read(path: &std::path::Path) -> Result<Map<String, Value>, Report> {
     let bad = |cause: Box<dyn std::error::Error + Send + Sync>| {
-        Report::new(cause).help(format!("{} should hold one JSON object", path.display())).exit(Report::BAD_INPUT)
+        Report::new(cause)
+            .help(format!("{} should hold one JSON object", path.display()))
+            .exit(Report::BAD_INPUT)
     };
     let mut text = String::new();
     if path.as_os_str() == "-" {
@@ -395,7 +402,10 @@ fn shown(job: &Job) -> String {
     let mut lines = vec![
         format!("{} {}: {} ({})", head.id, head.name, state(head), tasks(head)),
         format!("  project {}, owner {}, team {}", head.project, head.owner, head.team),
-        format!("  image {}, {} cpu, {} memory", job.spec.image, job.spec.resources.cpu, job.spec.resources.memory),
+        format!(
+            "  image {}, {} cpu, {} memory",
+            job.spec.image, job.spec.resources.cpu, job.spec.resources.memory
+        ),
     ];
     for pin in &job.datasets {
         lines.push(format!("  data {} at {} (generation {})", pin.name, pin.version.short(), pin.generation));
@@ -404,17 +414,21 @@ fn shown(job: &Job) -> String {
         lines.push(format!("  {waiting}"));
     }
     for attempt in &job.attempts {
-        let took_s = attempt.finished_at_ms.saturating_sub(attempt.started_at_ms.unwrap_or(attempt.finished_at_ms)) / 1000;
+        let took_s =
+            attempt.finished_at_ms.saturating_sub(attempt.started_at_ms.unwrap_or(attempt.finished_at_ms))
+                / 1000;
         let code = attempt.exit_code.map(|code| format!(", exit code {code}")).unwrap_or_default();
         let reason = if attempt.reason.is_empty() { String::new() } else { format!(", {}", attempt.reason) };
         let outcome = attempt.outcome.as_str();
-        lines.push(format!("  {} on {}: {outcome} after {took_s} s{code}{reason}", attempt.pod, attempt.node));
+        lines
+            .push(format!("  {} on {}: {outcome} after {took_s} s{code}{reason}", attempt.pod, attempt.node));
     }
     for attempt in &job.live {
         let resumed = attempt.resumed.as_ref().map(|from| format!(", resumed from step {}", from.step));
         let state = serde_json::to_value(attempt.state).unwrap_or_default();
         let state = state.as_str().unwrap_or_default();
-        lines.push(format!("  {} on {}: {state}{}", attempt.pod, attempt.node, resumed.unwrap_or_default()));
+        let note = attempt.note.as_ref().map(|note| format!(" ({note})")).unwrap_or_default();
+        lines.push(format!("  {} on {}: {state}{}{note}", attempt.pod, attempt.node, resumed.unwrap_or_default()));
     }
     lines.join("\n")
 }
@@ -430,6 +444,11 @@ fn explained(explanation: &Explanation) -> String {
 
 fn queued(queue: &Queue) -> String {
     let mut lines = vec![format!("{} jobs wait", queue.waiting)];
-    lines.extend(queue.jobs.iter().map(|job| format!("{:<11} {:<24} {:<8} {}", job.id, job.name, job.priority, job.waiting)));
+    lines.extend(
+        queue
+            .jobs
+            .iter()
+            .map(|job| format!("{:<11} {:<24} {:<8} {}", job.id, job.name, job.priority, job.waiting)),
+    );
     lines.join("\n")
 }

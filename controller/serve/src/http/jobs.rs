@@ -6,6 +6,8 @@ use crate::app::{App, busy};
 use crate::auth::Caller;
 use crate::brain::{Input, now_ms};
 use crate::problem::Problem;
+use crate::seen::PodState;
+use crate::world::World;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -219,7 +221,7 @@ pub(super) async fn show(
     let id = job_id(&id)?;
     let row = visible(&app, &caller, id).await?;
     let ended = app.store.attempts(id, ATTEMPTS, None).await.map_err(unlisted)?;
-    let (live, waiting) = app.ask(move |sched, _| (live(sched, id), sentence(sched, id))).await?;
+    let (live, waiting) = app.ask(move |sched, world| (live(sched, world, id), sentence(sched, id))).await?;
     Ok(Json(Job {
         job: JobSummary::of(&row),
         spec: row.record.spec,
@@ -231,7 +233,7 @@ pub(super) async fn show(
 }
 
 /// Attempts of a job whose pods are there and have not ended.
-fn live(sched: &Sched, job: JobId) -> Vec<LiveAttempt> {
+fn live(sched: &Sched, world: &World, job: JobId) -> Vec<LiveAttempt> {
     let open = sched.attempts(job).into_iter().filter(|view| view.outcome.is_none());
     open.take(usize::try_from(ATTEMPTS).unwrap_or(usize::MAX))
         .map(|view| LiveAttempt {
@@ -241,6 +243,10 @@ fn live(sched: &Sched, job: JobId) -> Vec<LiveAttempt> {
             resumed: view.resumed,
             placed_at_ms: view.placed_at_ms,
             started_at_ms: view.started_at_ms,
+            note: world.pod_of(view.pod).and_then(|pod| match &pod.state {
+                PodState::Pending(note) => note.clone(),
+                PodState::Running { .. } | PodState::Succeeded(_) | PodState::Failed(_) | PodState::Refused(_) => None,
+            }),
         })
         .collect()
 }
