@@ -1,7 +1,7 @@
 """One task of the sweep: predict a column of the replicated table from the others.
 
 Ridge regression on random cosine features (Rahimi and Recht, 2007), one hyperparameter pair a task. Reads the
-table with np.memmap: names and dtypes come from the version's own manifest, nothing is parsed. Also run outside
+table with np.memmap: names and dtypes come from the version's manifest, nothing is parsed. Also run outside
 the pods by the demo, to recompute the best score.
 """
 
@@ -12,11 +12,11 @@ import sys
 import numpy as np
 
 LAMBDAS = (1e-3, 1e-1, 1e1, 1e2, 1e3)
-WIDTHS = (0, 32, 128, 512)  # number of random features beside the plain ones
+WIDTHS = (0, 16, 48, 96)  # number of random features beside the plain ones
 
 
 def load(folder):
-    with open(os.path.join(folder, ".manifest.json"), encoding="utf-8") as f:
+    with open(os.path.join(folder, "manifest.json"), encoding="utf-8") as f:
         manifest = json.load(f)
     dtype = np.dtype([(c["name"], c["dtype"]) for c in manifest["columns"]])
     rows = np.memmap(os.path.join(folder, manifest["files"][0]["path"]), dtype=dtype, mode="r")

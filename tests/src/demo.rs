@@ -58,6 +58,8 @@ pub struct Options {
     pub data: Option<PathBuf>,
     /// The column that the sweep predicts.
     pub target: Option<String>,
+    /// Go on from this stage on a rack that is up; what earlier stages measure is missing then.
+    pub from: usize,
 }
 
 /// A demo under way.
@@ -110,7 +112,7 @@ impl Demo {
     /// # Errors
     /// The first thing that is not as it must be; the rack stays up for a look.
     pub fn up(mut self) -> Result<(), DemoError> {
-        let mut stages = Stages::new(8);
+        let mut stages = Stages::new(8, self.options.from);
         stages.run("lab", "Five servers with systemd and sshd", || self.raise_lab())?;
         stages.run("artifacts", "Kubernetes, etcd, containerd, MinIO, images: by hash", || {
             self.fetch_artifacts()

@@ -117,19 +117,37 @@ impl ClickHouse {
     /// When the server cannot be reached or refuses the statement.
     pub fn run(&self, statement: &str, input: &[u8]) -> Result<String, ShellError> {
         let config = self.config.to_string_lossy().into_owned();
-        let query = format!("query={statement}");
-        let mut args =
-            vec!["-sS", "--fail-with-body", "--max-time", "120", "--noproxy", "*", "--config", &config];
-        args.extend(["-G", "--data-urlencode", &query, "-X", "POST", "-H", "Expect:"]);
+        let base = ["-sS", "--fail-with-body", "--max-time", "120", "--noproxy", "*", "--config", &config];
         let url = format!("{}/", self.base);
         if input.is_empty() {
-            args.push(&url);
-            return shell::capture("curl", &args);
+            return shell::capture_with(
+                "curl",
+                &[&base[..], &["--data-binary", "@-", &url]].concat(),
+                statement.as_bytes(),
+            );
         }
-        // `-G` puts the statement into the URL, so the rows can be the body.
-        args.extend(["-T", "-", &url]);
-        shell::capture_with("curl", &args, input)
+        // The statement goes into the URL, so the rows can be the body.
+        let url = format!("{url}?query={}", percent_encode(statement));
+        shell::capture_with(
+            "curl",
+            &[&base[..], &["-H", "Expect:", "--data-binary", "@-", &url]].concat(),
+            input,
+        )
     }
+}
+
+fn percent_encode(text: &str) -> String {
+    text.bytes()
+        .map(
+            |byte| {
+                if byte.is_ascii_alphanumeric() {
+                    char::from(byte).to_string()
+                } else {
+                    format!("%{byte:02X}")
+                }
+            },
+        )
+        .collect()
 }
 
 /// Waits for something to become true, looking a few times a second.

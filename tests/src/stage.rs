@@ -8,34 +8,39 @@ use std::time::Instant;
 #[derive(Debug)]
 pub struct Stages {
     total: usize,
+    from: usize,
+    number: usize,
     /// Stage name and seconds, in order.
     pub seconds: Vec<(&'static str, f64)>,
 }
 
 impl Stages {
-    /// A run of so many stages.
-    pub fn new(total: usize) -> Self {
-        Self { total, seconds: Vec::new() }
+    /// A run of so many stages, of which those before `from` (counted from 1) are skipped.
+    pub fn new(total: usize, from: usize) -> Self {
+        Self { total, from, number: 0, seconds: Vec::new() }
     }
 
     /// Announces a stage, runs it and notes its time.
     ///
     /// # Errors
     /// Those of the stage itself.
-    pub fn run<T, E>(
+    pub fn run<E>(
         &mut self,
         name: &'static str,
         title: &str,
-        work: impl FnOnce() -> Result<T, E>,
-    ) -> Result<T, E> {
-        let number = self.seconds.len() + 1;
-        eprintln!("\n[{number}/{}] {title}", self.total);
+        work: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.number += 1;
+        if self.number < self.from {
+            return Ok(());
+        }
+        eprintln!("\n[{}/{}] {title}", self.number, self.total);
         let start = Instant::now();
-        let outcome = work()?;
+        work()?;
         let took = start.elapsed().as_secs_f64();
         eprintln!("      {name}: {took:.1} s");
         self.seconds.push((name, took));
-        Ok(outcome)
+        Ok(())
     }
 }
 

@@ -1,4 +1,4 @@
-//! `rackwright-demo up [--data FILE.csv] [--target COLUMN]`, `rackwright-demo down`: what `make demo` runs.
+//! `rackwright-demo up [--data FILE.csv] [--target COLUMN] [--from STAGE]`, `rackwright-demo down`: what `make demo` runs.
 #![expect(clippy::print_stderr, reason = "talks to a person")]
 
 use rackwright_tests::demo::{Demo, DemoError, Options};
@@ -12,6 +12,10 @@ fn main() -> ExitCode {
         match flag.as_str() {
             "--data" => options.data = Some(value.into()),
             "--target" => options.target = Some(value),
+            "--from" => match value.parse() {
+                Ok(stage) => options.from = stage,
+                Err(_) => return usage(),
+            },
             _ => return usage(),
         }
     }
@@ -31,7 +35,7 @@ fn main() -> ExitCode {
 }
 
 fn usage() -> ExitCode {
-    eprintln!("usage: rackwright-demo up [--data FILE.csv] [--target COLUMN] | down");
+    eprintln!("usage: rackwright-demo up [--data FILE.csv] [--target COLUMN] [--from STAGE] | down");
     ExitCode::from(2)
 }
 

@@ -49,7 +49,7 @@ impl Demo {
         let folder = self.folder.join("packages");
         let failed = |cause| DemoError::File { path: folder.clone(), cause };
         std::fs::create_dir_all(&folder).map_err(failed)?;
-        for file in [".manifest.json", "rows.bin"] {
+        for file in ["manifest.json", "rows.bin"] {
             let encoded = self.on("data1", &format!("base64 -w0 {from}/{file}"))?;
             let target = folder.join(file).to_string_lossy().into_owned();
             shell::capture_with("sh", &["-c", "base64 -d > \"$1\"", "sh", &target], encoded.as_bytes())?;
@@ -160,8 +160,9 @@ impl Demo {
     }
 
     fn bulk_with_a_death(&mut self) -> Result<(), DemoError> {
-        let text = self.rackwright(&["data", "sync", "bulk", "--no-wait"])?;
-        text.lines().for_each(stage::note);
+        stage::command("curl -X POST …/v1/data/sync -d '{\"datasets\": [\"bulk\"]}'");
+        let wanted = serde_json::json!({"datasets": ["bulk"]});
+        self.api("operator").expect("POST", "/v1/data/sync", Some(&wanted), &[])?;
         let part = |demo: &Self, server: &str| -> Result<u64, shell::ShellError> {
             Ok(bulk_version(&demo.held(server)?).map_or(0, |version| jobs::number(&version, "bytes")))
         };
@@ -188,8 +189,7 @@ impl Demo {
     /// What one agent says that it holds.
     fn held(&self, server: &str) -> Result<Value, shell::ShellError> {
         let data = self.api("operator").get("/v1/data")?;
-        let servers = data.get("servers").and_then(Value::as_array).cloned().unwrap_or_default();
-        let found = servers.into_iter().find(|one| jobs::text(one, "server") == server);
+        let found = data.get("nodes").and_then(|nodes| nodes.get(server)?.get("held").cloned());
         Ok(found.unwrap_or_default())
     }
 
