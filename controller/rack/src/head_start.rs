@@ -60,7 +60,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_rest_goes_when_the_first_arrived_or_the_time_is_over() {
-        let start = HeadStart::lasting(Duration::from_secs(600));
+        let start = HeadStart::lasting(Duration::from_mins(10));
         assert!(!start.holds());
         start.enter(2);
         start.leave(1);

@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn patience_counts_from_the_end_of_the_last_run() {
-        let runs = Runs::new(Duration::from_secs(60));
+        let runs = Runs::new(Duration::from_mins(1));
         assert_eq!(runs.overdue(), None);
         let Some(long_ago) = Instant::now().checked_sub(Duration::from_secs(61)) else { return };
         runs.all_ended(long_ago);
