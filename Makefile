@@ -7,8 +7,10 @@ export CARGO_TARGET_DIR ?= $(CACHE)/target
 BIN := $(CARGO_TARGET_DIR)/x86_64-unknown-linux-gnu/release
 CARGO := cargo
 TOOLS := protobuf-compiler curl
+DEMO_TOOLS := python3-numpy # to recompute the best score outside the pods
 .PHONY: demo demo-down test tools build lint unit stories bench golden
 
+demo: TOOLS += $(DEMO_TOOLS)
 demo: build ## Raise five servers, build the cluster, run jobs, print the table (needs root)
 	@$(BIN)/rackwright-demo up $(if $(DATA),--data '$(DATA)') $(if $(TARGET),--target '$(TARGET)')
 

@@ -20,7 +20,7 @@ pub(crate) struct Cli {
     /// Print data as JSON on stdout.
     #[arg(long, global = true)]
     json: bool,
-    /// Log more on stderr (-v info, -vv debug); RUST_LOG wins.
+    /// Log more on stderr (-v info, -vv debug); `RUST_LOG` wins.
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     verbose: u8,
     #[command(subcommand)]

@@ -17,7 +17,7 @@ use std::time::Duration;
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long an answer's head may take; the controller gives up sooner.
-const ANSWER: Duration = Duration::from_secs(60);
+const ANSWER: Duration = Duration::from_mins(1);
 
 /// A connection to a controller, with the caller's token.
 #[derive(Debug, Clone)]
@@ -87,7 +87,8 @@ impl Client {
             (None, Some(path)) => read(&path)?,
             (None, None) => return Err(missing("token", "set RACKWRIGHT_TOKEN or RACKWRIGHT_TOKEN_FILE")),
         };
-        let url = url.ok_or_else(|| missing("address", "set RACKWRIGHT_URL, such as https://10.77.0.11:7443"))?;
+        let url =
+            url.ok_or_else(|| missing("address", "set RACKWRIGHT_URL, such as https://10.77.0.11:7443"))?;
         let ca = ca.map(|path| read(&path).map(|pem| (path, pem))).transpose()?;
         Self::new(&url, ca, token.trim())
     }
@@ -120,7 +121,11 @@ impl Client {
     }
 
     /// Sends a body and reads a JSON answer.
-    pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Report> {
+    pub(crate) async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Report> {
         self.parsed(self.send(Method::POST, path, Some(body), None).await?).await
     }
 
@@ -170,7 +175,9 @@ async fn refused(url: String, response: Response) -> Report {
     let status = response.status();
     let body = match response.json::<ProblemBody>().await {
         Ok(body) => body,
-        Err(source) => return Report::new(ClientError::Answer { url, source }).help(format!("it answered {status}")),
+        Err(source) => {
+            return Report::new(ClientError::Answer { url, source }).help(format!("it answered {status}"));
+        }
     };
     let mut body = body;
     for finding in &body.findings {

@@ -2,7 +2,6 @@
 
 mod cli;
 mod client;
-#[expect(dead_code, reason = "areas of the CLI use different parts of the printer")]
 mod out;
 mod report;
 

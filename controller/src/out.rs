@@ -10,6 +10,7 @@ pub(crate) struct Out {
     json: bool,
 }
 
+#[expect(clippy::unused_self, reason = "printing goes through the one door, whatever it needs of it")]
 impl Out {
     /// With `json`, data is one JSON document (or one object a line for streams) instead of text.
     pub(crate) fn new(json: bool) -> Self {

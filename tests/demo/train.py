@@ -71,5 +71,5 @@ if __name__ == "__main__":
     print("task {task}: lambda {lambda} width {width} rmse {rmse:.4f} (mean {rmse_mean:.4f})".format(**row))
     os.makedirs("/work/results", exist_ok=True)
     with open("/work/results/scores.jsonl", "w", encoding="utf-8") as f:
-        f.write(json.dumps(row) + "\n")
+        f.write(json.dumps(row, separators=(",", ":")) + "\n")
     open("/work/SEAL", "w").close()

@@ -75,6 +75,8 @@ pub struct Demo {
     addresses: BTreeMap<String, String>,
     /// Milliseconds since the epoch when the servers were raised: the bill's first hour.
     since_ms: u128,
+    /// The sweep's job id: its rows are the ones that count.
+    sweep: String,
     options: Options,
     findings: Findings,
 }
@@ -102,6 +104,7 @@ impl Demo {
             inventory: inventory.to_string_lossy().into_owned(),
             addresses,
             since_ms: 0,
+            sweep: String::new(),
             options,
             findings: Findings::default(),
         })

@@ -258,7 +258,7 @@ impl Site<'_> {
             return Ok(());
         };
         let folder = self.host.state("artifacts");
-        if receive::staged(self.host, sha256)
+        if receive::source(self.host, sha256)
             .map_err(|error| StepError::io("read", &folder, error))?
             .is_some()
         {

@@ -79,8 +79,8 @@ fn missing(host: &Host, request: &CheckRequest, differences: &BTreeMap<&str, Dif
             request.steps.iter().filter(|step| step::staged_need(step) == Some(sha256)).peekable();
         users.peek().is_some() && users.all(|step| !differences.contains_key(step.id.as_str()))
     };
-    let is_staged = |sha256: &String| receive::staged(host, sha256).is_ok_and(|staged| staged.is_some());
-    request.artifacts.iter().filter(|sha256| !in_place(sha256) && !is_staged(sha256)).cloned().collect()
+    let is_here = |sha256: &String| receive::source(host, sha256).is_ok_and(|source| source.is_some());
+    request.artifacts.iter().filter(|sha256| !in_place(sha256) && !is_here(sha256)).cloned().collect()
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 const CHUNK: usize = 256 * 1024;
 
@@ -30,6 +31,20 @@ pub fn staged(host: &Host, sha256: &str) -> io::Result<Option<PathBuf>> {
     Ok((is.as_deref() == Some(sha256)).then_some(path))
 }
 
+/// Where a file with this hash can be taken from: staged, or this very binary (the agent installs itself
+/// from where the controller put it, without being sent a second time).
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn source(host: &Host, sha256: &str) -> io::Result<Option<PathBuf>> {
+    if let Some(staged) = staged(host, sha256)? {
+        return Ok(Some(staged));
+    }
+    let Ok(own) = std::env::current_exe() else { return Ok(None) };
+    let is = host.hashes.sha256(&own)?;
+    Ok((is.as_deref() == Some(sha256)).then_some(own))
+}
+
 /// Stores what `input` gives as the artifact `sha256` with this mode.
 ///
 /// # Errors
@@ -42,20 +57,12 @@ pub fn receive(host: &Host, sha256: &str, mode: u32, input: &mut dyn Read) -> Re
     let folder = host.state("artifacts");
     durable::make_dir(&folder, 0o700).map_err(|error| StepError::io("make", &folder, error))?;
     let place = folder.join(sha256);
-    let part = folder.join(format!(".{sha256}.part"));
-    // Two senders of the same artifact: the second waits and then finds it there.
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(&part)
-        .and_then(|file| file.lock().map(|()| file))
-        .map_err(|error| StepError::io("open", &part, error))?;
-    let there = staged(host, sha256).map_err(|error| StepError::io("read", &place, error))?;
+    let there = source(host, sha256).map_err(|error| StepError::io("read", &place, error))?;
     if there.is_some() {
         return Ok(Received::AlreadyThere);
     }
+    remove_orphans(&folder, sha256).map_err(|error| StepError::io("clear up", &folder, error))?;
+    let (file, part) = open_own(&folder, sha256).map_err(|error| StepError::io("open", &place, error))?;
     let stored = store(&file, &part, &place, (sha256, mode), input);
     if stored.is_err() {
         // The error matters, not whether the leftover can be removed.
@@ -66,6 +73,50 @@ pub fn receive(host: &Host, sha256: &str, mode: u32, input: &mut dyn Read) -> Re
     stored.map(Received::Stored)
 }
 
+/// Counts the receivers of this process.
+static RECEIVERS: AtomicU32 = AtomicU32::new(0);
+
+/// Each receiver writes a file of its own. The receiver of a lost connection may sit there for hours with half
+/// a file, and must neither hold up the next one nor take its file away; both end in the same bytes.
+fn open_own(folder: &Path, sha256: &str) -> io::Result<(File, PathBuf)> {
+    loop {
+        let count = RECEIVERS.fetch_add(1, Ordering::Relaxed);
+        let part = folder.join(format!(".{sha256}.{}-{count}.part", std::process::id()));
+        let file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&part)?;
+        file.lock()?;
+        // Between these two lines another receiver may have taken it for an orphan.
+        if part.exists() {
+            return Ok((file, part));
+        }
+    }
+}
+
+/// Removes half files of this artifact whose receiver was killed: its lock went with it.
+fn remove_orphans(folder: &Path, sha256: &str) -> io::Result<()> {
+    let prefix = format!(".{sha256}.");
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let is_part = name
+            .to_str()
+            .is_some_and(|name| name.strip_suffix(".part").is_some_and(|name| name.starts_with(&prefix)));
+        if !is_part {
+            continue;
+        }
+        match OpenOptions::new().write(true).open(entry.path()) {
+            // The lock is held until the file is gone: who waits for it looks whether it still is there.
+            Ok(file) if file.try_lock().is_ok() => {
+                durable::remove(&entry.path())?;
+                drop(file);
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 fn store(
     file: &File,
     part: &Path,
@@ -74,7 +125,6 @@ fn store(
     input: &mut dyn Read,
 ) -> Result<u64, StepError> {
     let fail = |what, error| StepError::io(what, place, error);
-    file.set_len(0).map_err(|error| fail("empty", error))?;
     let (bytes, is) = copy(file, input).map_err(|error| fail("store", error))?;
     if is != sha256 {
         let what = format!("accept the artifact {sha256}: the {bytes} bytes that came hash to {is}");
@@ -127,6 +177,47 @@ mod tests {
     }
 
     #[test]
+    fn many_senders_of_one_artifact_leave_it_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path(), 0);
+        let content = vec![9; 1_000_000];
+        let sha256 = hash_bytes(&content);
+        let stored = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for sender in 0..12 {
+                let (host, stored, content, sha256) = (&host, &stored, &content, &sha256);
+                scope.spawn(move || {
+                    // Every third one is cut off, and must spoil nobody else's.
+                    let length = if sender % 3 == 0 { 500_000 } else { content.len() };
+                    let received = receive(host, sha256, 0o755, &mut &content[..length]);
+                    let whole = matches!(received, Ok(Received::Stored(_)));
+                    stored.fetch_add(u32::from(whole), Ordering::Relaxed);
+                });
+            }
+        });
+        assert!(stored.into_inner() >= 1, "late ones find it there, concurrent ones store the same bytes");
+        assert_eq!(fs::read(host.state("artifacts").join(&sha256)).unwrap(), content);
+        assert_eq!(fs::read_dir(host.state("artifacts")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn half_files_of_killed_receivers_go_and_those_of_living_ones_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path(), 0);
+        let sha256 = hash_bytes(b"good");
+        let folder = host.state("artifacts");
+        durable::make_dir(&folder, 0o700).unwrap();
+        let (dead, alive) =
+            (folder.join(format!(".{sha256}.1.part")), folder.join(format!(".{sha256}.2.part")));
+        fs::write(&dead, "go").unwrap();
+        let held = File::create(&alive).unwrap();
+        held.lock().unwrap();
+        assert_eq!(receive(&host, &sha256, 0o644, &mut b"good".as_slice()).unwrap(), Received::Stored(4));
+        assert!(!dead.exists());
+        assert!(alive.exists());
+    }
+
+    #[test]
     fn a_staged_file_that_rotted_does_not_count() {
         let dir = tempfile::tempdir().unwrap();
         let host = Host::new(dir.path(), 0);
@@ -135,6 +226,18 @@ mod tests {
         fs::write(host.state("artifacts").join(&sha256), "bad!").unwrap();
         assert_eq!(staged(&host, &sha256).unwrap(), None);
         assert_eq!(receive(&host, &sha256, 0o644, &mut b"good".as_slice()).unwrap(), Received::Stored(4));
+    }
+
+    #[test]
+    fn the_running_binary_needs_not_be_sent() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path(), 0);
+        let own = crate::hashes::hash_file(&std::env::current_exe().unwrap()).unwrap();
+        let mut input = b"not read".as_slice();
+        assert_eq!(receive(&host, &own, 0o755, &mut input).unwrap(), Received::AlreadyThere);
+        assert_eq!(input.len(), 8);
+        assert_eq!(source(&host, &own).unwrap(), std::env::current_exe().ok());
+        assert_eq!(fs::read_dir(host.state("artifacts")).unwrap().count(), 0);
     }
 
     #[test]

@@ -1,4 +1,5 @@
 //! Facts of recorded servers, held to golden files: what a plan is bound to must not move by accident.
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 use rackwright_steps::facts;
 use rackwright_wire::facts::Facts;

@@ -23,11 +23,7 @@ pub struct IdError {
 
 impl IdError {
     fn new(what: &'static str, given: &str, rule: &'static str) -> Self {
-        Self {
-            what,
-            given: given.chars().take(80).collect(),
-            rule,
-        }
+        Self { what, given: given.chars().take(80).collect(), rule }
     }
 }
 
@@ -221,10 +217,7 @@ impl FromStr for JobId {
     type Err = IdError;
     fn from_str(text: &str) -> Result<Self, IdError> {
         let refuse = || Self::refuse(text);
-        let digits = text
-            .strip_prefix('j')
-            .filter(|digits| digits.len() == 10)
-            .ok_or_else(refuse)?;
+        let digits = text.strip_prefix('j').filter(|digits| digits.len() == 10).ok_or_else(refuse)?;
         digits
             .bytes()
             .try_fold(0_u64, |value, byte| {
@@ -298,10 +291,7 @@ impl FromStr for PodKey {
             value.ok_or_else(refuse)
         };
         let mut parts = text.splitn(3, '-');
-        let job = parts
-            .next()
-            .and_then(|part| part.parse().ok())
-            .ok_or_else(refuse)?;
+        let job = parts.next().and_then(|part| part.parse().ok()).ok_or_else(refuse)?;
         let task = TaskIndex(number(parts.next())?);
         let attempt = AttemptNo(number(parts.next())?);
         Ok(Self { job, task, attempt })
@@ -328,18 +318,7 @@ mod tests {
 
     #[test]
     fn names_that_could_leave_a_folder_or_break_a_label_are_refused() {
-        for wrong in [
-            "",
-            "..",
-            "a/b",
-            "A",
-            "-a",
-            "a-",
-            "a b",
-            "ä",
-            "a_b",
-            &"a".repeat(41),
-        ] {
+        for wrong in ["", "..", "a/b", "A", "-a", "a-", "a b", "ä", "a_b", &"a".repeat(41)] {
             assert!(Project::new(wrong).is_err(), "{wrong:?} was accepted");
         }
         assert!(Owner::new("ada.lovelace_2").is_ok());
@@ -359,17 +338,10 @@ mod tests {
     #[test]
     fn a_pod_name_says_job_task_and_attempt_in_one_way_only() {
         let key: PodKey = "j0000000011-17-2".parse().unwrap();
-        assert_eq!(
-            (key.job.get(), key.task, key.attempt),
-            (33, TaskIndex(17), AttemptNo(2))
-        );
-        for wrong in [
-            "j0000000011-017-2",
-            "j0000000011-1",
-            "j11-1-1",
-            "j0000000011-1-1-1",
-            "j0000000011-+1-1",
-        ] {
+        assert_eq!((key.job.get(), key.task, key.attempt), (33, TaskIndex(17), AttemptNo(2)));
+        for wrong in
+            ["j0000000011-017-2", "j0000000011-1", "j11-1-1", "j0000000011-1-1-1", "j0000000011-+1-1"]
+        {
             assert!(wrong.parse::<PodKey>().is_err(), "{wrong:?} was accepted");
         }
     }

@@ -181,10 +181,8 @@ impl Bytes {
 
     /// The exact text: the largest binary unit that divides the value.
     pub fn canonical(self) -> String {
-        let unit = BYTE_SUFFIXES
-            .iter()
-            .take(4)
-            .find(|(_, factor)| self.0 != 0 && u128::from(self.0) % factor == 0);
+        let unit =
+            BYTE_SUFFIXES.iter().take(4).find(|(_, factor)| self.0 != 0 && u128::from(self.0) % factor == 0);
         match unit {
             Some((suffix, factor)) => format!("{}{suffix}", u128::from(self.0) / factor),
             None => format!("{}B", self.0),
@@ -229,11 +227,7 @@ macro_rules! milli {
         impl $name {
             /// The exact text: whole numbers bare, everything else in thousandths (`1500m`).
             pub fn canonical(self) -> String {
-                if self.0 % 1000 == 0 {
-                    (self.0 / 1000).to_string()
-                } else {
-                    format!("{}m", self.0)
-                }
+                if self.0 % 1000 == 0 { (self.0 / 1000).to_string() } else { format!("{}m", self.0) }
             }
         }
 
@@ -334,9 +328,7 @@ impl Serialize for Percent {
 
 impl<'de> Deserialize<'de> for Percent {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(D::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }
 
@@ -360,9 +352,7 @@ impl FromStr for Currency {
 
 impl fmt::Display for Currency {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0
-            .iter()
-            .try_for_each(|letter| write!(formatter, "{}", char::from(*letter)))
+        self.0.iter().try_for_each(|letter| write!(formatter, "{}", char::from(*letter)))
     }
 }
 
@@ -397,18 +387,11 @@ impl Money {
         if self.currency != other.currency {
             return None;
         }
-        Some(Self {
-            micros: self.micros.checked_add(other.micros)?,
-            currency: self.currency,
-        })
+        Some(Self { micros: self.micros.checked_add(other.micros)?, currency: self.currency })
     }
 
     fn refuse(given: &str) -> UnitError {
-        UnitError {
-            unit: "amount of money",
-            given: given.to_owned(),
-            hint: "write it like 12.50 EUR",
-        }
+        UnitError { unit: "amount of money", given: given.to_owned(), hint: "write it like 12.50 EUR" }
     }
 }
 
@@ -419,13 +402,9 @@ impl FromStr for Money {
         let (number, currency) = text.trim().split_once(' ').ok_or_else(refuse)?;
         let currency = currency.trim_start().parse()?;
         let (sign, number) = number.strip_prefix('-').map_or((1, number), |rest| (-1, rest));
-        let micros = scaled(number, 1_000_000)
-            .and_then(|value| i64::try_from(value).ok())
-            .ok_or_else(refuse)?;
-        Ok(Self {
-            micros: sign * micros,
-            currency,
-        })
+        let micros =
+            scaled(number, 1_000_000).and_then(|value| i64::try_from(value).ok()).ok_or_else(refuse)?;
+        Ok(Self { micros: sign * micros, currency })
     }
 }
 
@@ -436,13 +415,7 @@ impl fmt::Display for Money {
         let absolute = self.micros.unsigned_abs();
         let fraction = format!("{:06}", absolute % 1_000_000);
         let needed = fraction.trim_end_matches('0').len().max(2);
-        write!(
-            formatter,
-            "{sign}{}.{:.needed$} {}",
-            absolute / 1_000_000,
-            fraction,
-            self.currency
-        )
+        write!(formatter, "{sign}{}.{:.needed$} {}", absolute / 1_000_000, fraction, self.currency)
     }
 }
 
@@ -454,9 +427,7 @@ impl Serialize for Money {
 
 impl<'de> Deserialize<'de> for Money {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(D::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }
 
@@ -483,10 +454,7 @@ mod tests {
     fn people_write_cpus_whole_as_a_fraction_or_in_thousandths() {
         let cpu = |text: &str| text.parse::<MilliCpu>().unwrap().get();
         assert_eq!((cpu("2"), cpu("0.5"), cpu("250m")), (2000, 500, 250));
-        assert!(
-            "0.0005".parse::<MilliCpu>().is_err(),
-            "half a thousandth would be rounded"
-        );
+        assert!("0.0005".parse::<MilliCpu>().is_err(), "half a thousandth would be rounded");
         assert_eq!(MilliCpu(1250).to_string(), "1.25");
     }
 
@@ -495,9 +463,7 @@ mod tests {
         assert_eq!(serde_json::from_str::<MilliCpu>("2").unwrap(), MilliCpu(2000));
         assert_eq!(serde_json::from_str::<MilliCpu>("0.5").unwrap(), MilliCpu(500));
         assert_eq!(serde_json::from_str::<Bytes>("1024").unwrap(), Bytes(1024));
-        let error = serde_json::from_str::<Bytes>("\"4 apples\"")
-            .unwrap_err()
-            .to_string();
+        let error = serde_json::from_str::<Bytes>("\"4 apples\"").unwrap_err().to_string();
         assert!(error.contains("512MiB"), "{error}");
         assert!(serde_json::from_str::<MilliGpu>("-1").is_err());
     }

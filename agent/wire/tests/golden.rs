@@ -1,6 +1,7 @@
 //! Every wire and disk format against its golden file: a changed byte is a changed format.
 //!
 //! Regenerate with `make golden`, then raise the format's version if an old reader would misread it.
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 use rackwright_wire::event::{Answer, Ask, EVENT_VERSION, Event, Reply, What};
 use rackwright_wire::facts::{Cpu, Disk, FACTS_VERSION, Facts, Gpu, Identity, Memory, Nic, Os};
@@ -20,9 +21,7 @@ use std::path::Path;
 
 /// Writes as golden says, and reads back what it wrote.
 fn golden<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, value: &T) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("golden")
-        .join(format!("{name}.json"));
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(format!("{name}.json"));
     let mut text = serde_json::to_string_pretty(value).unwrap();
     text.push('\n');
     if std::env::var("INSTA_UPDATE").as_deref() == Ok("always") {
@@ -30,11 +29,7 @@ fn golden<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, value
     }
     let want = std::fs::read_to_string(&path).unwrap_or_default();
     assert_eq!(text, want, "{name}: the format changed; see the module's text");
-    assert_eq!(
-        &serde_json::from_str::<T>(&want).unwrap(),
-        value,
-        "{name}: does not read back"
-    );
+    assert_eq!(&serde_json::from_str::<T>(&want).unwrap(), value, "{name}: does not read back");
 }
 
 fn s(text: &str) -> String {
@@ -60,16 +55,8 @@ fn facts() -> Facts {
             modules: vec![s("br_netfilter"), s("overlay")],
             swap: false,
         },
-        cpu: Cpu {
-            logical: 64,
-            allowed_milli: 64_000,
-            model: s("EPYC"),
-            numa_nodes: 2,
-        },
-        memory: Memory {
-            total_bytes: 1 << 38,
-            allowed_bytes: 1 << 38,
-        },
+        cpu: Cpu { logical: 64, allowed_milli: 64_000, model: s("EPYC"), numa_nodes: 2 },
+        memory: Memory { total_bytes: 1 << 38, allowed_bytes: 1 << 38 },
         disks: vec![Disk {
             device: s("nvme0n1"),
             wwn: Some(s("eui.0025")),
@@ -77,15 +64,8 @@ fn facts() -> Facts {
             fs: Some(s("ext4")),
             size_bytes: 1 << 41,
         }],
-        nics: vec![Nic {
-            name: s("eno1"),
-            addresses: vec![s("10.77.0.13/24")],
-            mtu: 1500,
-        }],
-        gpus: vec![Gpu {
-            pci: s("0000:17:00.0"),
-            id: s("10de:2335"),
-        }],
+        nics: vec![Nic { name: s("eno1"), addresses: vec![s("10.77.0.13/24")], mtu: 1500 }],
+        gpus: vec![Gpu { pci: s("0000:17:00.0"), id: s("10de:2335") }],
         software: BTreeMap::from([(s("runc"), s("1.1.5"))]),
         read_at_s: 1_795_000_000,
     }
@@ -129,40 +109,23 @@ fn steps() -> Vec<Step> {
         no_block: true,
     };
     let kinds = vec![
-        StepKind::Package {
-            names: vec![s("conntrack"), s("clickhouse-server=18.16.1+ds-7.3")],
-        },
+        StepKind::Package { names: vec![s("conntrack"), s("clickhouse-server=18.16.1+ds-7.3")] },
         file,
-        StepKind::Directory {
-            path: s("/etc/y"),
-            mode: s("0755"),
-            owner: s("root:root"),
-        },
+        StepKind::Directory { path: s("/etc/y"), mode: s("0755"), owner: s("root:root") },
         unit,
         StepKind::Sysctl {
             values: BTreeMap::from([(s("kernel.panic"), s("10"))]),
             file: s("/etc/sysctl.d/90.conf"),
         },
-        StepKind::Module {
-            names: vec![s("overlay")],
-        },
-        StepKind::Mount {
-            source: s("UUID=1"),
-            target: s("/data"),
-            fs: s("ext4"),
-            options: s("noatime"),
-        },
+        StepKind::Module { names: vec![s("overlay")] },
+        StepKind::Mount { source: s("UUID=1"), target: s("/data"), fs: s("ext4"), options: s("noatime") },
         StepKind::Artifact {
             name: s("etcd"),
             path: s("/usr/local/bin/etcd"),
             sha256: s("cd"),
             mode: s("0755"),
         },
-        StepKind::Image {
-            name: s("pause"),
-            reference: s("docker.io/rackwright/pause:1"),
-            sha256: s("ef"),
-        },
+        StepKind::Image { name: s("pause"), reference: s("docker.io/rackwright/pause:1"), sha256: s("ef") },
         StepKind::Certificate(certificate()),
         StepKind::KeyPair {
             key: s("/k"),
@@ -170,42 +133,20 @@ fn steps() -> Vec<Step> {
             algorithm: KeyAlgorithm::EcdsaP256,
             owner: s("root:root"),
         },
-        StepKind::User {
-            name: s("etcd"),
-            home: s("/var/lib/etcd"),
-        },
-        StepKind::Slice {
-            name: s("system.slice"),
-            memory_bytes: 1 << 30,
-            cpu_weight: 100,
-        },
-        StepKind::Wait {
-            state: WaitState::Cluster(s("etcd:quorum")),
-            timeout_s: 60,
-        },
-        StepKind::Command {
-            check: s("true"),
-            apply: s("true"),
-            undo: String::new(),
-        },
+        StepKind::User { name: s("etcd"), home: s("/var/lib/etcd") },
+        StepKind::Slice { name: s("system.slice"), memory_bytes: 1 << 30, cpu_weight: 100 },
+        StepKind::Wait { state: WaitState::Cluster(s("etcd:quorum")), timeout_s: 60 },
+        StepKind::Command { check: s("true"), apply: s("true"), undo: String::new() },
     ];
     kinds
         .into_iter()
         .enumerate()
-        .map(|(n, kind)| Step {
-            id: format!("10-x/{n}"),
-            needs: vec![],
-            kind,
-        })
+        .map(|(n, kind)| Step { id: format!("10-x/{n}"), needs: vec![], kind })
         .collect()
 }
 
 fn difference() -> Difference {
-    Difference {
-        step: s("10-x/1"),
-        summary: s("change /etc/x (1 line)"),
-        detail: s("-a\n+b\n"),
-    }
+    Difference { step: s("10-x/1"), summary: s("change /etc/x (1 line)"), detail: s("-a\n+b\n") }
 }
 
 fn manifest() -> Manifest {
@@ -213,23 +154,9 @@ fn manifest() -> Manifest {
         version: MANIFEST_VERSION,
         dataset: s("apt"),
         generation: 3,
-        source: Source {
-            kind: s("clickhouse"),
-            name: s("default.apt"),
-            fingerprint: s("f0"),
-        },
-        files: vec![File {
-            path: s("rows.bin"),
-            bytes: 12,
-            blake3: s("aa"),
-            chunks: vec![s("aa")],
-        }],
-        columns: vec![Column {
-            name: s("id"),
-            clickhouse_type: s("UInt32"),
-            dtype: s("<u4"),
-            width: 4,
-        }],
+        source: Source { kind: s("clickhouse"), name: s("default.apt"), fingerprint: s("f0") },
+        files: vec![File { path: s("rows.bin"), bytes: 12, blake3: s("aa"), chunks: vec![s("aa")] }],
+        columns: vec![Column { name: s("id"), clickhouse_type: s("UInt32"), dtype: s("<u4"), width: 4 }],
         rows: Some(3),
     }
 }
@@ -250,11 +177,7 @@ fn rack_formats_are_as_recorded() {
     golden("plan-v1", &plan);
     golden(
         "check-request-v1",
-        &CheckRequest {
-            version: PLAN_VERSION,
-            steps: vec![],
-            artifacts: vec![s("cd")],
-        },
+        &CheckRequest { version: PLAN_VERSION, steps: vec![], artifacts: vec![s("cd")] },
     );
     let report = CheckReport {
         version: PLAN_VERSION,
@@ -275,85 +198,32 @@ fn event_formats_are_as_recorded() {
             summary: s("install runc"),
             before: Some(serde_json::json!("absent")),
         },
-        What::Applied {
-            step: s("a"),
-            took_ms: 12,
-        },
+        What::Applied { step: s("a"), took_ms: 12 },
         What::Unchanged { step: s("a") },
-        What::Asking {
-            step: s("a"),
-            ask: Ask::Certificate {
-                ca: s("etcd"),
-                csr: s("PEM"),
-            },
-        },
-        What::Asking {
-            step: s("a"),
-            ask: Ask::State {
-                state: s("etcd:quorum"),
-            },
-        },
-        What::Failed {
-            step: s("a"),
-            code: s("disk-full"),
-            error: s("e"),
-            evidence: s("log"),
-        },
-        What::Finished {
-            changed: 1,
-            failed: 1,
-        },
+        What::Asking { step: s("a"), ask: Ask::Certificate { ca: s("etcd"), csr: s("PEM") } },
+        What::Asking { step: s("a"), ask: Ask::State { state: s("etcd:quorum") } },
+        What::Failed { step: s("a"), code: s("disk-full"), error: s("e"), evidence: s("log") },
+        What::Finished { changed: 1, failed: 1 },
     ];
     let lines = whats.into_iter().zip(1..);
     let events: Vec<_> = lines
-        .map(|(what, seq)| Event {
-            version: EVENT_VERSION,
-            seq,
-            at_ms: 1_795_000_000_000,
-            what,
-        })
+        .map(|(what, seq)| Event { version: EVENT_VERSION, seq, at_ms: 1_795_000_000_000, what })
         .collect();
     golden("events-v1", &events);
-    let replies = [
-        Reply::Certificate {
-            cert: s("C"),
-            ca: s("CA"),
-        },
-        Reply::Reached,
-        Reply::Refused { reason: s("r") },
-    ];
-    let answers: Vec<_> = replies
-        .into_iter()
-        .map(|reply| Answer {
-            version: EVENT_VERSION,
-            step: s("a"),
-            reply,
-        })
-        .collect();
+    let replies =
+        [Reply::Certificate { cert: s("C"), ca: s("CA") }, Reply::Reached, Reply::Refused { reason: s("r") }];
+    let answers: Vec<_> =
+        replies.into_iter().map(|reply| Answer { version: EVENT_VERSION, step: s("a"), reply }).collect();
     golden("answers-v1", &answers);
 }
 
 #[test]
 fn data_formats_are_as_recorded() {
     golden("manifest-v1", &manifest());
-    let peer = Peer {
-        server: s("data1"),
-        address: s("10.77.0.12:7446"),
-    };
-    let signed = SignedManifest {
-        manifest: s("{}"),
-        signature: s("c2ln"),
-    };
+    let peer = Peer { server: s("data1"), address: s("10.77.0.12:7446") };
+    let signed = SignedManifest { manifest: s("{}"), signature: s("c2ln") };
     let datasets = BTreeMap::from([(s("apt"), vec![signed])]);
-    golden(
-        "wanted-v1",
-        &Wanted {
-            version: MANIFEST_VERSION,
-            generation: 9,
-            datasets,
-            peers: vec![peer],
-        },
-    );
+    golden("wanted-v1", &Wanted { version: MANIFEST_VERSION, generation: 9, datasets, peers: vec![peer] });
     let version = HeldVersion {
         digest: s("dd"),
         generation: 3,
@@ -417,21 +287,12 @@ fn node_formats_are_as_recorded() {
         resume: s("checkpoint-j1-0-1-40"),
     };
     golden("volume-work-v1", &work);
-    golden(
-        "volume-dataset-v1",
-        &VolumeRequest::Dataset {
-            dataset: s("apt"),
-            version: s("dd"),
-        },
-    );
+    golden("volume-dataset-v1", &VolumeRequest::Dataset { dataset: s("apt"), version: s("dd") });
 }
 
 #[test]
 fn volume_attributes_survive_the_kubelets_additions() {
-    let asked = VolumeRequest::Dataset {
-        dataset: s("apt"),
-        version: s("dd"),
-    };
+    let asked = VolumeRequest::Dataset { dataset: s("apt"), version: s("dd") };
     let mut attributes = asked.to_attributes();
     attributes.insert(s("csi.storage.k8s.io/pod.name"), s("p"));
     assert_eq!(VolumeRequest::from_attributes(&attributes).unwrap(), asked);
@@ -441,10 +302,7 @@ fn volume_attributes_survive_the_kubelets_additions() {
 
 #[test]
 fn equal_bytes_are_one_version_whatever_the_generation() {
-    let later = Manifest {
-        generation: 4,
-        ..manifest()
-    };
+    let later = Manifest { generation: 4, ..manifest() };
     assert_eq!(later.digest(), manifest().digest());
     let mut other = manifest();
     other.files.first_mut().unwrap().blake3 = s("bb");

@@ -86,10 +86,21 @@ async fn bench() -> Outcome<()> {
     }
     let seconds = begun.elapsed().as_secs_f64();
     took.sort_unstable();
-    let at = |percent: usize| took.get((took.len() * percent / 100).min(took.len() - 1)).copied().unwrap_or_default();
+    let at = |percent: usize| {
+        took.get((took.len() * percent / 100).min(took.len() - 1)).copied().unwrap_or_default()
+    };
     println!("submits accepted durably   {JOBS} in {seconds:.1} s = {:.0}/s", f64::from(JOBS) / seconds);
-    println!("latency                    p50 {:.1?}, p90 {:.1?}, p99 {:.1?}, max {:.1?}", at(50), at(90), at(99), at(100));
-    println!("controller's memory        {before} MiB idle, {} MiB with {JOBS} jobs queued", rss_mib(&child)?);
+    println!(
+        "latency                    p50 {:.1?}, p90 {:.1?}, p99 {:.1?}, max {:.1?}",
+        at(50),
+        at(90),
+        at(99),
+        at(100)
+    );
+    println!(
+        "controller's memory        {before} MiB idle, {} MiB with {JOBS} jobs queued",
+        rss_mib(&child)?
+    );
     drop(child.stdin.take());
     child.wait().await?;
     restart(folder.path()).await
@@ -118,7 +129,13 @@ async fn start(folder: &Path) -> Outcome<(Child, u16)> {
     Ok((child, port.trim().parse()?))
 }
 
-async fn submit(http: reqwest::Client, url: String, token: String, number: u32, due: Instant) -> Outcome<Duration> {
+async fn submit(
+    http: reqwest::Client,
+    url: String,
+    token: String,
+    number: u32,
+    due: Instant,
+) -> Outcome<Duration> {
     tokio::time::sleep_until(due.into()).await;
     let body = json!({
         "name": format!("bench-{number}"),

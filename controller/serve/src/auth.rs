@@ -114,7 +114,8 @@ impl Tokens {
             unauthenticated("no bearer token came with the request")
                 .hint("send `Authorization: Bearer rw_…`; an operator makes tokens")
         })?;
-        let row = self.row(hash(token)).await.map_err(|cause| Problem::internal("look up a token", &cause))?;
+        let row =
+            self.row(hash(token)).await.map_err(|cause| Problem::internal("look up a token", &cause))?;
         match row {
             Some(row) if row.is_valid(now_ms) => {
                 Ok(Caller { token: row.id, owner: row.owner, team: row.team, role: row.role })
@@ -169,7 +170,8 @@ mod tests {
     #[test]
     fn a_token_is_long_and_only_its_hash_is_kept() {
         let make = || {
-            new_token(Role::Viewer, Owner::new("a").unwrap(), Team::new("t").unwrap(), String::new(), 1).unwrap()
+            new_token(Role::Viewer, Owner::new("a").unwrap(), Team::new("t").unwrap(), String::new(), 1)
+                .unwrap()
         };
         let ((first, row), (second, _)) = (make(), make());
         assert_eq!(first.len(), 3 + 43);

@@ -78,7 +78,12 @@ pub(crate) trait Cluster: Debug + Send + Sync + 'static {
     fn create<'a>(&'a self, pod: &'a Pod) -> BoxFuture<'a, Result<Created, ClusterError>>;
     /// Has the kubelet end exactly the pod with this uid, grace period included, and keep its record:
     /// its deadline is set to one second.
-    fn end<'a>(&'a self, namespace: &'a str, name: &'a str, uid: &'a str) -> BoxFuture<'a, Result<(), ClusterError>>;
+    fn end<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+        uid: &'a str,
+    ) -> BoxFuture<'a, Result<(), ClusterError>>;
     /// Deletes exactly the pod with this uid; one that is gone already is no error.
     fn delete<'a>(
         &'a self,
@@ -88,7 +93,11 @@ pub(crate) trait Cluster: Debug + Send + Sync + 'static {
         grace_s: u32,
     ) -> BoxFuture<'a, Result<(), ClusterError>>;
     /// One pod.
-    fn pod<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<PodSeen>, ClusterError>>;
+    fn pod<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<PodSeen>, ClusterError>>;
     /// Everything.
     fn snapshot(&self) -> BoxFuture<'_, Result<Snapshot, ClusterError>>;
     /// What changes from now on, until the stream is dropped; it reconnects by itself.

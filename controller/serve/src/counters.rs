@@ -65,7 +65,8 @@ impl Counters {
 }
 
 fn counter(text: &mut String, name: &str, total: u64) {
-    let _infallible = writeln!(text, "# TYPE rackwright_{name}_total counter\nrackwright_{name}_total {total}");
+    let _infallible =
+        writeln!(text, "# TYPE rackwright_{name}_total counter\nrackwright_{name}_total {total}");
 }
 
 /// One gauge as Prometheus reads it.

@@ -68,8 +68,7 @@ impl Etcd {
     /// # Errors
     /// A certificate file is absent or of no use.
     async fn connect(config: &config::Etcd) -> Result<Self, EtcdError> {
-        let (ca, cert, key) =
-            (load(&config.ca).await?, load(&config.cert).await?, load(&config.key).await?);
+        let (ca, cert, key) = (load(&config.ca).await?, load(&config.cert).await?, load(&config.key).await?);
         let tls = TlsOptions::new()
             .ca_certificate(Certificate::from_pem(ca))
             .identity(Identity::from_pem(cert, key));

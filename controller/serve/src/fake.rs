@@ -103,10 +103,13 @@ impl FakeCluster {
     pub(crate) fn end(&self, name: &str, exit_code: i32) {
         let phase = if exit_code == 0 { "Succeeded" } else { "Failed" };
         let reason = if exit_code == 0 { "Completed" } else { "Error" };
-        self.status(name, json!({"phase": phase, "containerStatuses": [{
-            "name": "job", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
-            "state": {"terminated": {"exitCode": exit_code, "reason": reason}},
-        }]}));
+        self.status(
+            name,
+            json!({"phase": phase, "containerStatuses": [{
+                "name": "job", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"terminated": {"exitCode": exit_code, "reason": reason}},
+            }]}),
+        );
     }
 
     fn away(&self, doing: &str) -> Result<(), ClusterError> {
@@ -220,10 +223,16 @@ impl Cluster for FakeCluster {
     fn watch(&self) -> BoxStream<'static, Change> {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.0.lock().unwrap().watchers.push(sender);
-        stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) }).boxed()
+        stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) })
+            .boxed()
     }
 
-    fn logs<'a>(&'a self, _: &'a str, name: &'a str, _: usize) -> BoxFuture<'a, Result<String, ClusterError>> {
+    fn logs<'a>(
+        &'a self,
+        _: &'a str,
+        name: &'a str,
+        _: usize,
+    ) -> BoxFuture<'a, Result<String, ClusterError>> {
         async move {
             self.away("log")?;
             Ok(format!("{name} said this\n"))

@@ -101,7 +101,12 @@ pub(crate) struct Tools {
 
 impl Hands {
     /// Starts the workers; what they did goes to `done`.
-    pub(crate) fn start(tools: Tools, done: mpsc::Sender<Done>, stop: CancellationToken, tasks: &TaskTracker) -> Self {
+    pub(crate) fn start(
+        tools: Tools,
+        done: mpsc::Sender<Done>,
+        stop: CancellationToken,
+        tasks: &TaskTracker,
+    ) -> Self {
         let (queue, waiting) = mpsc::channel(WAITING);
         let busy = Arc::new(Mutex::new(HashSet::new()));
         let counters = Arc::clone(&tools.counters);
@@ -167,7 +172,10 @@ impl Shared {
             Task::Prune { namespace, pod, uid, force } => self.prune(&namespace, pod, uid, force).await,
             Task::Settle { job, seen } => self.settle(&job, seen).await,
             Task::Look { job, pod } => match &self.tools.data {
-                Some(data) => data.checkpoint(&job, pod.task).await.map_or(Done::Nothing, |found| Done::Found(found, pod)),
+                Some(data) => data
+                    .checkpoint(&job, pod.task)
+                    .await
+                    .map_or(Done::Nothing, |found| Done::Found(found, pod)),
                 None => Done::Nothing,
             },
             Task::List => match self.tools.cluster.snapshot().await {
@@ -180,7 +188,13 @@ impl Shared {
         }
     }
 
-    async fn create(&self, job: &JobRecord, pod: PodKey, node: &NodeName, resume: Option<&CheckpointRef>) -> Done {
+    async fn create(
+        &self,
+        job: &JobRecord,
+        pod: PodKey,
+        node: &NodeName,
+        resume: Option<&CheckpointRef>,
+    ) -> Done {
         let rendered = match pod::render(job, pod, node, resume, &self.tools.style) {
             Ok(rendered) => rendered,
             Err(cause) => return Done::Event(What::PodNotCreated { pod, reason: cause.to_string() }),
@@ -205,7 +219,9 @@ impl Shared {
                 tracing::info!(%pod, why, "pod name is taken");
                 Done::Nothing
             }
-            Err(ClusterError::Refused { message, .. }) => Done::Event(What::PodNotCreated { pod, reason: message }),
+            Err(ClusterError::Refused { message, .. }) => {
+                Done::Event(What::PodNotCreated { pod, reason: message })
+            }
             Err(cause) => {
                 lock(&self.namespaces).remove(&namespace);
                 self.gave_up(&cause)

@@ -63,7 +63,12 @@ async fn unknown_method() -> Problem {
 }
 
 /// What every request passes before its handler, and how it is counted.
-async fn guard(State(app): State<App>, matched: Option<MatchedPath>, request: Request, next: Next) -> Response {
+async fn guard(
+    State(app): State<App>,
+    matched: Option<MatchedPath>,
+    request: Request,
+    next: Next,
+) -> Response {
     let begun = Instant::now();
     let path = matched.as_ref().map_or("", MatchedPath::as_str);
     let route = routes::find(request.method().as_str(), path);
@@ -80,7 +85,12 @@ async fn guard(State(app): State<App>, matched: Option<MatchedPath>, request: Re
     response
 }
 
-async fn pass(app: &App, route: Option<&Route>, mut request: Request, next: Next) -> Result<Response, Problem> {
+async fn pass(
+    app: &App,
+    route: Option<&Route>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
     // What is not in the table is reached with a token all the same, and answers 404 after that.
     let open = route.is_some_and(|route| route.role.is_none());
     let mut caller = None;
@@ -125,9 +135,13 @@ async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Caller, Problem>
     let bucket = caller.as_ref().map_or("", |caller| caller.token.as_str());
     app.rate.take(bucket, now).map_err(|wait| {
         let seconds = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
-        Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate-limited", "too many requests a second with this token")
-            .hint("wait as long as Retry-After says; submit many tasks as one array")
-            .retry_after_s(seconds)
+        Problem::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "rate-limited",
+            "too many requests a second with this token",
+        )
+        .hint("wait as long as Retry-After says; submit many tasks as one array")
+        .retry_after_s(seconds)
     })?;
     caller
 }

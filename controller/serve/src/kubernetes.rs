@@ -88,7 +88,13 @@ impl Kubernetes {
         Ok(found.as_ref().map(seen::pod))
     }
 
-    async fn delete_pod(&self, namespace: &str, name: &str, uid: &str, grace_s: u32) -> Result<(), ClusterError> {
+    async fn delete_pod(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        grace_s: u32,
+    ) -> Result<(), ClusterError> {
         let preconditions = Preconditions { uid: Some(uid.to_owned()), ..Preconditions::default() };
         let params = DeleteParams::default().grace_period(grace_s).preconditions(preconditions);
         match within(self.pods(namespace).delete(name, &params)).await {
@@ -105,7 +111,8 @@ impl Kubernetes {
 
     async fn end_pod(&self, namespace: &str, name: &str, uid: &str) -> Result<(), ClusterError> {
         let patch = json!({"metadata": {"uid": uid}, "spec": {"activeDeadlineSeconds": 1}});
-        let ended = within(self.pods(namespace).patch(name, &PatchParams::default(), &Patch::Merge(&patch))).await;
+        let ended =
+            within(self.pods(namespace).patch(name, &PatchParams::default(), &Patch::Merge(&patch))).await;
         match ended {
             Ok(_) => Ok(()),
             // Another uid: the pod that was meant is gone.
@@ -153,11 +160,8 @@ impl Kubernetes {
     }
 
     async fn tail(&self, namespace: &str, name: &str, tail_bytes: usize) -> Result<String, ClusterError> {
-        let params = LogParams {
-            tail_lines: Some(TAIL_LINES),
-            limit_bytes: Some(TAIL_LIMIT),
-            ..LogParams::default()
-        };
+        let params =
+            LogParams { tail_lines: Some(TAIL_LINES), limit_bytes: Some(TAIL_LIMIT), ..LogParams::default() };
         let text = within(self.pods(namespace).logs(name, &params)).await;
         let mut text = text.map_err(|cause| cause.doing(format!("read the log of {namespace}/{name}")))?;
         if text.len() > tail_bytes {
@@ -205,7 +209,12 @@ impl Cluster for Kubernetes {
         self.create_pod(pod).boxed()
     }
 
-    fn end<'a>(&'a self, namespace: &'a str, name: &'a str, uid: &'a str) -> BoxFuture<'a, Result<(), ClusterError>> {
+    fn end<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+        uid: &'a str,
+    ) -> BoxFuture<'a, Result<(), ClusterError>> {
         self.end_pod(namespace, name, uid).boxed()
     }
 
@@ -219,7 +228,11 @@ impl Cluster for Kubernetes {
         self.delete_pod(namespace, name, uid, grace_s).boxed()
     }
 
-    fn pod<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<PodSeen>, ClusterError>> {
+    fn pod<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<PodSeen>, ClusterError>> {
         self.one_pod(namespace, name).boxed()
     }
 

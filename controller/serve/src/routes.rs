@@ -30,7 +30,12 @@ const VIEWER: Option<Role> = Some(Role::Viewer);
 const SUBMITTER: Option<Role> = Some(Role::Submitter);
 const OPERATOR: Option<Role> = Some(Role::Operator);
 
-const fn get(path: &'static str, role: Option<Role>, answer: Option<&'static str>, summary: &'static str) -> Route {
+const fn get(
+    path: &'static str,
+    role: Option<Role>,
+    answer: Option<&'static str>,
+    summary: &'static str,
+) -> Route {
     Route { method: "GET", path, role, summary, query: &[], body: None, answer, noted: None }
 }
 
@@ -61,7 +66,13 @@ pub(crate) const ROUTES: &[Route] = &[
     ),
     get("/v1/jobs/{id}", VIEWER, Some("Job"), "One job with its attempts."),
     get("/v1/jobs/{id}/explain", VIEWER, Some("Explanation"), "Why a job waits, server by server."),
-    post("/v1/jobs/{id}/cancel", SUBMITTER, None, Some("Cancelled"), "End a job; what runs of it is stopped."),
+    post(
+        "/v1/jobs/{id}/cancel",
+        SUBMITTER,
+        None,
+        Some("Cancelled"),
+        "End a job; what runs of it is stopped.",
+    ),
     with(
         get("/v1/jobs/{id}/logs", VIEWER, None, "Output of one attempt; of the newest when none is named."),
         &["task", "attempt", "follow"],
@@ -69,24 +80,59 @@ pub(crate) const ROUTES: &[Route] = &[
     get("/v1/queue", VIEWER, Some("Queue"), "What waits, in the order in which it is tried, and why."),
     get("/v1/nodes", VIEWER, Some("NodeList"), "Nodes with their room, data and what takes room on them."),
     with(
-        get("/v1/usage", VIEWER, Some("UsageList"), "What attempts held, and for how long: the rows of the bill."),
+        get(
+            "/v1/usage",
+            VIEWER,
+            Some("UsageList"),
+            "What attempts held, and for how long: the rows of the bill.",
+        ),
         &["from", "to"],
     ),
     get("/v1/data", VIEWER, Some("Data"), "Dataset versions, node by node."),
     noted(
-        post("/v1/data/sync", OPERATOR, Some("Data"), Some("Data"), "Export what changed, and have it replicated."),
+        post(
+            "/v1/data/sync",
+            OPERATOR,
+            Some("Data"),
+            Some("Data"),
+            "Export what changed, and have it replicated.",
+        ),
         "data.sync",
     ),
     noted(
-        post("/v1/data/scrub", OPERATOR, Some("Data"), Some("Data"), "Read every byte again, and repair from peers."),
+        post(
+            "/v1/data/scrub",
+            OPERATOR,
+            Some("Data"),
+            Some("Data"),
+            "Read every byte again, and repair from peers.",
+        ),
         "data.scrub",
     ),
     get("/v1/data/operations/{id}", VIEWER, Some("Data"), "How far an operation is."),
-    post("/v1/data/sync", OPERATOR, Some("SyncWanted"), Some("DataOperation"), "Export what changed, once; publish it."),
-    post("/v1/data/scrub", OPERATOR, Some("ScrubWanted"), Some("DataOperation"), "Reread what nodes hold; repair it."),
+    post(
+        "/v1/data/sync",
+        OPERATOR,
+        Some("SyncWanted"),
+        Some("DataOperation"),
+        "Export what changed, once; publish it.",
+    ),
+    post(
+        "/v1/data/scrub",
+        OPERATOR,
+        Some("ScrubWanted"),
+        Some("DataOperation"),
+        "Reread what nodes hold; repair it.",
+    ),
     get("/v1/data/operations/{id}", VIEWER, Some("DataOperation"), "How far a sync or scrub is."),
     get("/v1/tokens", OPERATOR, Some("TokenList"), "Tokens, without their secrets."),
-    post("/v1/tokens", OPERATOR, Some("TokenWanted"), Some("TokenMade"), "Make a token; it is shown this once."),
+    post(
+        "/v1/tokens",
+        OPERATOR,
+        Some("TokenWanted"),
+        Some("TokenMade"),
+        "Make a token; it is shown this once.",
+    ),
     post("/v1/tokens/{id}/revoke", OPERATOR, None, Some("Token"), "Revoke a token."),
     with(get("/v1/audit", OPERATOR, Some("AuditList"), "Who changed what."), &["limit", "after"]),
     get("/v1/etcd", VIEWER, Some("Etcd"), "Pod records and etcd's size, now and at their peak."),

@@ -176,7 +176,11 @@ async fn a_job_runs_is_archived_and_its_pod_pruned() {
     rig.cluster.run(&pod);
     rig.job(&id, phase_is("running")).await;
     rig.cluster.end(&pod, 0);
-    let job = rig.job(&id, |job| job["job"]["outcome"] == "succeeded" && !job["attempts"].as_array().unwrap().is_empty()).await;
+    let job = rig
+        .job(&id, |job| {
+            job["job"]["outcome"] == "succeeded" && !job["attempts"].as_array().unwrap().is_empty()
+        })
+        .await;
     assert_eq!(job["attempts"][0]["pod"], pod);
     assert_eq!(job["attempts"][0]["node"], "ml1");
     rig.until("prune", async || rig.cluster.names().is_empty()).await;
@@ -293,7 +297,11 @@ async fn a_cancelled_job_keeps_its_record_until_it_is_archived() {
     rig.cluster.run(&pod);
     rig.job(&id, phase_is("running")).await;
     assert_eq!(rig.post(&format!("/v1/jobs/{id}/cancel"), json!({})).await["already_ended"], false);
-    let job = rig.job(&id, |job| job["job"]["outcome"] == "cancelled" && !job["attempts"].as_array().unwrap().is_empty()).await;
+    let job = rig
+        .job(&id, |job| {
+            job["job"]["outcome"] == "cancelled" && !job["attempts"].as_array().unwrap().is_empty()
+        })
+        .await;
     assert_eq!(job["attempts"][0]["log_tail"], format!("{pod} said this\n"));
     rig.until("prune", async || rig.cluster.names().is_empty()).await;
     assert_eq!(rig.post(&format!("/v1/jobs/{id}/cancel"), json!({})).await["already_ended"], true);

@@ -8,7 +8,9 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use rackwright_core::job::{self, Capacity, HeldDataset, NodeFacts, Resources};
-use rackwright_wire::id::{AttemptNo, DatasetName, DatasetVersion, GpuType, JobId, NodeName, PodKey, TaskIndex};
+use rackwright_wire::id::{
+    AttemptNo, DatasetName, DatasetVersion, GpuType, JobId, NodeName, PodKey, TaskIndex,
+};
 use std::collections::BTreeMap;
 
 /// Label with the job's id.
@@ -264,7 +266,8 @@ fn state(status: &PodStatus) -> PodState {
         Some("Failed") if never_ran(status) => PodState::Refused(why(status)),
         Some("Failed") => PodState::Failed(ended(status, terminated)),
         Some("Running") => {
-            let started = containers.iter().find_map(|c| c.state.as_ref()?.running.as_ref()?.started_at.as_ref());
+            let started =
+                containers.iter().find_map(|c| c.state.as_ref()?.running.as_ref()?.started_at.as_ref());
             let started = started.or(status.start_time.as_ref());
             PodState::Running { started_ms: started.map_or(0, millis) }
         }
@@ -380,15 +383,21 @@ mod tests {
                 "startedAt": "2026-01-01T00:00:00Z", "finishedAt": "2026-01-01T00:00:02Z"}}
         }]}}));
         let PodState::Failed(end) = seen.state else { panic!("{:?}", seen.state) };
-        assert_eq!((end.exit_code, end.reason.as_str(), end.message.as_str()), (Some(137), "OOMKilled", "bye"));
+        assert_eq!(
+            (end.exit_code, end.reason.as_str(), end.message.as_str()),
+            (Some(137), "OOMKilled", "bye")
+        );
         assert_eq!(end.finished_ms - end.started_ms, 2000);
     }
 
     #[test]
     fn labels_alone_make_no_pod_ours() {
         let labels = json!({"rackwright.dev/job": "j0000000001", "rackwright.dev/task": "0", "rackwright.dev/attempt": "1"});
-        let other_name = pod_of(json!({"metadata": {"name": "x", "namespace": "team-a", "labels": labels.clone()}}));
-        let other_place = pod_of(json!({"metadata": {"name": "j0000000001-0-1", "namespace": "default", "labels": labels}}));
+        let other_name =
+            pod_of(json!({"metadata": {"name": "x", "namespace": "team-a", "labels": labels.clone()}}));
+        let other_place = pod_of(
+            json!({"metadata": {"name": "j0000000001-0-1", "namespace": "default", "labels": labels}}),
+        );
         assert_eq!((other_name.ours, other_place.ours), (None, None));
     }
 

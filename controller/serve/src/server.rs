@@ -8,6 +8,7 @@ use crate::config::Config;
 use crate::counters::Counters;
 use crate::data_source::{DataSource, Plane};
 use crate::etcd::EtcdWatch;
+use crate::first_token::{self, FirstTokenError};
 use crate::hands::{Hands, Tools};
 use crate::health::Health;
 use crate::kubernetes::Kubernetes;
@@ -15,7 +16,6 @@ use crate::limit::RateLimit;
 use crate::pod::PodStyle;
 use crate::tls::{Certificate, TlsError};
 use crate::world::World;
-use crate::first_token::{self, FirstTokenError};
 use crate::{data, http, listener};
 use axum::Router;
 use rackwright_core::sched;
@@ -89,7 +89,8 @@ impl Server {
     pub async fn start(config: Config) -> Result<Self, ServeError> {
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
-        let kubernetes = Kubernetes::from_kubeconfig(&config.kubernetes.kubeconfig, config.kubernetes.seccomp).await;
+        let kubernetes =
+            Kubernetes::from_kubeconfig(&config.kubernetes.kubeconfig, config.kubernetes.seccomp).await;
         let kubernetes = kubernetes.map_err(ServeError::Kubeconfig)?;
         let mut outside = Outside { cluster: Arc::new(kubernetes.clone()), data: None, routes: None };
         let store = open(&config)?;

@@ -124,9 +124,8 @@ impl ResolvesServerCert for Certificate {
 }
 
 fn read(files: &Tls, provider: &CryptoProvider) -> Result<Current, TlsError> {
-    let load = |path: &PathBuf| {
-        std::fs::read(path).map_err(|source| TlsError::Read { path: path.clone(), source })
-    };
+    let load =
+        |path: &PathBuf| std::fs::read(path).map_err(|source| TlsError::Read { path: path.clone(), source });
     let pem = (load(&files.cert)?, load(&files.key)?);
     let chain = rustls_pemfile::certs(&mut pem.0.as_slice())
         .collect::<Result<Vec<_>, _>>()

@@ -85,7 +85,12 @@ impl World {
 
     /// What a full list means: all that is there, and all that is not there any more. The pods `held`
     /// are in it, but their ends are not told yet.
-    pub(crate) fn snapshot(&mut self, snapshot: Snapshot, held: &HashSet<String>, sched: &Sched) -> Vec<What> {
+    pub(crate) fn snapshot(
+        &mut self,
+        snapshot: Snapshot,
+        held: &HashSet<String>,
+        sched: &Sched,
+    ) -> Vec<What> {
         let mut events = self.nodes_listed(snapshot.nodes, sched);
         let mut pods = snapshot.pods;
         pods.retain(|pod| !self.gone_since_request.contains(&pod.uid));
@@ -169,11 +174,11 @@ fn ours(key: PodKey, uid: PodUid, pod: &PodSeen, sched: &Sched) -> Option<What> 
             What::PodObserved { pod: key, uid, phase: PodPhase::Running, started_at_ms: Some(*started_ms) }
         }
         PodState::Refused(reason) => What::PodRefused { pod: key, uid, reason: reason.clone() },
-        PodState::Failed(end) if was_taken(end) => {
-            What::AttemptLost { pod: key, uid, reason: said(end) }
-        }
+        PodState::Failed(end) if was_taken(end) => What::AttemptLost { pod: key, uid, reason: said(end) },
         // Ours stop sooner; this one passed the kubelet's own deadline while we were away.
-        PodState::Failed(end) if end.reason == "DeadlineExceeded" => finished(key, uid, Outcome::TimeLimit, end),
+        PodState::Failed(end) if end.reason == "DeadlineExceeded" => {
+            finished(key, uid, Outcome::TimeLimit, end)
+        }
         PodState::Failed(end) => finished(key, uid, Outcome::Failed, end),
         PodState::Succeeded(end) => finished(key, uid, Outcome::Succeeded, end),
     })

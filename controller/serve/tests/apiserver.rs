@@ -1,7 +1,7 @@
 //! The controller against a real apiserver and etcd. There is no kubelet: the test is the node, and
 //! writes what one would write. Needs a folder with `etcd` and `kube-apiserver` in
 //! `RACKWRIGHT_TEST_BINARIES`; without it the test says so and passes.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::print_stderr, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -50,19 +50,24 @@ impl Control {
     fn start(binaries: PathBuf) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (etcd_port, peer_port, port) = (free_port(), free_port(), free_port());
-        let etcd = spawn(&binaries.join("etcd"), &folder.path().join("etcd.log"), &[
-            format!("--data-dir={}", folder.path().join("etcd").display()),
-            format!("--listen-client-urls=http://127.0.0.1:{etcd_port}"),
-            format!("--advertise-client-urls=http://127.0.0.1:{etcd_port}"),
-            format!("--listen-peer-urls=http://127.0.0.1:{peer_port}"),
-            format!("--initial-advertise-peer-urls=http://127.0.0.1:{peer_port}"),
-            format!("--initial-cluster=default=http://127.0.0.1:{peer_port}"),
-            "--unsafe-no-fsync".to_owned(),
-        ]);
+        let etcd = spawn(
+            &binaries.join("etcd"),
+            &folder.path().join("etcd.log"),
+            &[
+                format!("--data-dir={}", folder.path().join("etcd").display()),
+                format!("--listen-client-urls=http://127.0.0.1:{etcd_port}"),
+                format!("--advertise-client-urls=http://127.0.0.1:{etcd_port}"),
+                format!("--listen-peer-urls=http://127.0.0.1:{peer_port}"),
+                format!("--initial-advertise-peer-urls=http://127.0.0.1:{peer_port}"),
+                format!("--initial-cluster=default=http://127.0.0.1:{peer_port}"),
+                "--unsafe-no-fsync".to_owned(),
+            ],
+        );
         let key = rcgen::KeyPair::generate().unwrap();
         std::fs::write(folder.path().join("sa.key"), key.serialize_pem()).unwrap();
         std::fs::write(folder.path().join("sa.pub"), key.public_key_pem()).unwrap();
-        std::fs::write(folder.path().join("tokens.csv"), format!("{TOKEN},test,test,\"system:masters\"\n")).unwrap();
+        std::fs::write(folder.path().join("tokens.csv"), format!("{TOKEN},test,test,\"system:masters\"\n"))
+            .unwrap();
         let kubeconfig = json!({"apiVersion": "v1", "kind": "Config", "current-context": "x",
             "clusters": [{"name": "c", "cluster": {
                 "server": format!("https://127.0.0.1:{port}"), "insecure-skip-tls-verify": true}}],
@@ -76,19 +81,23 @@ impl Control {
 
     fn start_apiserver(&mut self) {
         let file = |name: &str| self.folder.path().join(name).display().to_string();
-        let process = spawn(&self.binaries.join("kube-apiserver"), &self.folder.path().join("apiserver.log"), &[
-            format!("--etcd-servers=http://127.0.0.1:{}", self.etcd_port),
-            "--bind-address=127.0.0.1".to_owned(),
-            format!("--secure-port={}", self.port),
-            format!("--cert-dir={}", file("certs")),
-            format!("--token-auth-file={}", file("tokens.csv")),
-            "--authorization-mode=RBAC".to_owned(),
-            "--disable-admission-plugins=ServiceAccount".to_owned(),
-            "--service-account-issuer=https://test".to_owned(),
-            format!("--service-account-key-file={}", file("sa.pub")),
-            format!("--service-account-signing-key-file={}", file("sa.key")),
-            "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
-        ]);
+        let process = spawn(
+            &self.binaries.join("kube-apiserver"),
+            &self.folder.path().join("apiserver.log"),
+            &[
+                format!("--etcd-servers=http://127.0.0.1:{}", self.etcd_port),
+                "--bind-address=127.0.0.1".to_owned(),
+                format!("--secure-port={}", self.port),
+                format!("--cert-dir={}", file("certs")),
+                format!("--token-auth-file={}", file("tokens.csv")),
+                "--authorization-mode=RBAC".to_owned(),
+                "--disable-admission-plugins=ServiceAccount".to_owned(),
+                "--service-account-issuer=https://test".to_owned(),
+                format!("--service-account-key-file={}", file("sa.pub")),
+                format!("--service-account-signing-key-file={}", file("sa.key")),
+                "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
+            ],
+        );
         self.apiserver = Some(process);
     }
 
@@ -163,7 +172,10 @@ impl Rig {
         let root = reqwest::Certificate::from_pem(made.cert.pem().as_bytes()).unwrap();
         let http = reqwest::Client::builder().add_root_certificate(root).build().unwrap();
         let token = std::fs::read_to_string(folder.join("operator.token")).unwrap().trim().to_owned();
-        Self { control, server, http, token, client }
+        let rig = Self { control, server, http, token, client };
+        until("the node", async || !rig.get("/v1/nodes").await["nodes"][0]["datasets"]["apt"].is_null())
+            .await;
+        rig
     }
 
     fn url(&self, path: &str) -> String {

@@ -120,7 +120,8 @@ async fn every_bad_submit_is_a_problem_with_a_code_and_a_hint() {
     problem(submit(&"x".repeat((1 << 20) + 1)), StatusCode::PAYLOAD_TOO_LARGE, "body-too-large").await;
     let unknown = json!({"name": "Fit!", "imagee": "x", "resources": {"cpu": "lots", "memroy": "1GiB"}});
     let body = problem(submit(&unknown.to_string()), StatusCode::UNPROCESSABLE_ENTITY, "invalid-job").await;
-    let fields: Vec<&str> = body["findings"].as_array().unwrap().iter().map(|f| f["field"].as_str().unwrap()).collect();
+    let fields: Vec<&str> =
+        body["findings"].as_array().unwrap().iter().map(|f| f["field"].as_str().unwrap()).collect();
     for field in ["name", "image", "imagee", "resources.cpu", "resources.memroy"] {
         assert!(fields.contains(&field), "{field} is missing in {fields:?}");
     }
@@ -245,10 +246,15 @@ async fn every_route_of_the_document_is_served() {
 async fn what_changed_something_is_in_the_audit_log() {
     let rig = Rig::new(Limits::default()).await;
     let id = ok(rig.submit(job().to_string())).await["id"].clone();
-    ok(rig.http.post(rig.url(&format!("/v1/jobs/{}/cancel", id.as_str().unwrap()))).bearer_auth(rig.operator())).await;
+    ok(rig
+        .http
+        .post(rig.url(&format!("/v1/jobs/{}/cancel", id.as_str().unwrap())))
+        .bearer_auth(rig.operator()))
+    .await;
     rig.token("viewer", "vision").await;
     let audit = ok(rig.get("/v1/audit")).await;
-    let actions: Vec<&str> = audit["rows"].as_array().unwrap().iter().map(|row| row["action"].as_str().unwrap()).collect();
+    let actions: Vec<&str> =
+        audit["rows"].as_array().unwrap().iter().map(|row| row["action"].as_str().unwrap()).collect();
     assert_eq!(actions, ["job.submit", "job.cancel", "token.create"]);
     rig.server.stop().await;
 }

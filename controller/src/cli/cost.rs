@@ -115,9 +115,9 @@ async fn bill(args: BillArgs, out: Out) -> Result<ExitCode, Report> {
         .ok_or_else(|| Report::new(BillError::NoCloudPrice(on)).help("add a row to the prices"))?;
     let bill = Bill { ledger: &ledger, cloud: &cloud, prices: &prices, by: &args.by, on };
     if out.is_json() {
-        out.json_line(&bill.json())
+        out.json_line(&bill.json());
     } else {
-        out.line(bill.text())
+        out.line(bill.text());
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -296,4 +296,101 @@ fn number(money: Money) -> String {
 /// Hours with the decimals of money: both are shown as exact decimals.
 fn hours(ms: u64, currency: Currency) -> Money {
     Money::new(i64::try_from(ms.saturating_mul(1000) / 3600).unwrap_or(i64::MAX), currency)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR_MS: u64 = 3_600_000;
+
+    fn bill_of(rows: &str) -> (Ledger, Cloud, Prices) {
+        let file = |name: &str| {
+            std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../inventory").join(name))
+                .unwrap()
+        };
+        let inventory = Inventory::parse("lab.toml", &file("lab.toml")).unwrap();
+        let prices = Prices::parse(&file("prices.toml")).unwrap();
+        let room = Room {
+            cpu: "1200m".parse().unwrap(),
+            memory: "2GiB".parse().unwrap(),
+            gpu: "0".parse().unwrap(),
+        };
+        let allocatable = ["ml1", "ml2"].map(|name| (name.parse().unwrap(), room)).into();
+        let beside = Beside { allocatable, shapes: std::collections::BTreeMap::new() };
+        let on = Date::constant(2026, 11, 22);
+        let rack = rack::servers(&inventory, &prices, &beside, on).unwrap();
+        let from_ms = 1_795_000_000_000;
+        let window = Window { from_ms, until_ms: from_ms + HOUR_MS };
+        let ledger =
+            Ledger::build(window, &rack, serde_json::from_str(rows).unwrap(), &prices.split).unwrap();
+        let cloud = Cloud::price(window, &ledger.usage, &prices, on, ledger.currency()).unwrap();
+        (ledger, cloud, prices)
+    }
+
+    const ROWS: &str = r#"[
+        {"pod": "PODA", "owner": "ann", "team": "red", "project": "vision", "class": "flexible", "node": "ml1",
+         "from_ms": 1795000000000, "until_ms": 1795001800000, "resources": {"cpu": "500m", "memory": "512MiB"}},
+        {"pod": "PODB", "owner": "bob", "team": "blue", "project": "default", "class": "flexible", "node": "ml2",
+         "from_ms": 1794990000000, "until_ms": 1795000030000, "resources": {"cpu": "1", "memory": "1GiB"}}
+    ]"#;
+
+    fn rows() -> String {
+        use rackwright_wire::id::{AttemptNo, JobId, PodKey, TaskIndex};
+        let pod = |job| {
+            let key = PodKey { job: JobId::new(job).unwrap(), task: TaskIndex(0), attempt: AttemptNo(1) };
+            serde_json::to_string(&key).unwrap()
+        };
+        ROWS.replace("\"PODA\"", &pod(1)).replace("\"PODB\"", &pod(2))
+    }
+
+    #[test]
+    fn the_rows_of_the_document_sum_to_its_invoice() {
+        let (ledger, cloud, prices) = bill_of(&rows());
+        let by = [Dimension::Team, Dimension::Project];
+        let bill = Bill {
+            ledger: &ledger,
+            cloud: &cloud,
+            prices: &prices,
+            by: &by,
+            on: Date::constant(2026, 11, 22),
+        };
+        let document = bill.json();
+        let micros =
+            |value: &Value| format!("{} EUR", value.as_str().unwrap()).parse::<Money>().unwrap().micros();
+        let rows = document["rows"].as_array().unwrap();
+        let sum: i64 = rows.iter().map(|row| micros(&row["amount"])).sum();
+        assert_eq!(sum, micros(&document["invoice"]));
+        assert_eq!(document["invoice"], document["sum"]);
+        let teams: Vec<&str> = rows.iter().map(|row| row["team"].as_str().unwrap()).collect();
+        assert_eq!(teams, ["blue", "red", "(idle)", "(system)"]);
+        // Half an hour of c6a.large, and the 30 s that lie in the window as a whole minute.
+        assert_eq!(document["cloud_seconds"], 1860);
+        assert_eq!(document["cloud_shapes"]["c6a.large"], 2);
+    }
+
+    #[test]
+    fn the_table_names_every_line_the_sum_and_the_cloud() {
+        let (ledger, cloud, prices) = bill_of(&rows());
+        let by = [Dimension::Team];
+        let bill = Bill {
+            ledger: &ledger,
+            cloud: &cloud,
+            prices: &prices,
+            by: &by,
+            on: Date::constant(2026, 11, 22),
+        };
+        let text = bill.text();
+        for part in [
+            "red",
+            "(idle)",
+            "(system)",
+            "sum of the lines",
+            "for 1.00 h",
+            "c6a.large",
+            "EUR for 1860 instance",
+        ] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+    }
 }

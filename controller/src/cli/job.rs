@@ -8,6 +8,7 @@ use rackwright_core::job::{JobPhase, Outcome};
 use rackwright_core::sched::Explanation;
 use rackwright_serve::api::{Cancelled, Job, JobList, JobSummary, Queue, Submitted};
 use serde_json::{Map, Value, json};
+use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -86,7 +87,7 @@ pub(crate) struct SubmitArgs {
     /// Environment, `KEY=VALUE`.
     #[arg(long = "env", value_name = "KEY=VALUE")]
     env: Vec<String>,
-    /// So many independent tasks, each with its RACKWRIGHT_TASK_INDEX.
+    /// So many independent tasks, each with its `RACKWRIGHT_TASK_INDEX`.
     #[arg(long, value_name = "TASKS")]
     array: Option<u32>,
     /// So many pods that start together or not at all.
@@ -235,7 +236,7 @@ fn body(args: &SubmitArgs) -> Result<Value, Report> {
     set("array", args.array.map(|count| json!({"count": count})));
     set("gang", args.gang.map(|size| json!({"size": size, "spread": args.spread})));
     set("checkpoint", args.checkpoint_s.map(|interval_s| json!({"interval_s": interval_s})));
-    set("results", args.results.then(|| json!(true)));
+    set("results", args.results.then_some(json!(true)));
     set("command", (!args.command.is_empty()).then(|| json!(args.command)));
     set("datasets", (!args.data.is_empty()).then(|| datasets(&args.data)));
     set("env", (!args.env.is_empty()).then(|| environment(&args.env)).transpose()?);
@@ -318,7 +319,7 @@ fn escaped(text: &str) -> String {
 async fn logs(client: &Client, args: &LogArgs, out: Out) -> Result<ExitCode, Report> {
     let mut path = format!("/v1/jobs/{}/logs?task={}", args.id, args.task);
     if let Some(attempt) = args.attempt {
-        path.push_str(&format!("&attempt={attempt}"));
+        let _infallible = write!(path, "&attempt={attempt}");
     }
     if !args.follow {
         let text = client.text(&path).await?;
@@ -428,7 +429,12 @@ fn shown(job: &Job) -> String {
         let state = serde_json::to_value(attempt.state).unwrap_or_default();
         let state = state.as_str().unwrap_or_default();
         let note = attempt.note.as_ref().map(|note| format!(" ({note})")).unwrap_or_default();
-        lines.push(format!("  {} on {}: {state}{}{note}", attempt.pod, attempt.node, resumed.unwrap_or_default()));
+        lines.push(format!(
+            "  {} on {}: {state}{}{note}",
+            attempt.pod,
+            attempt.node,
+            resumed.unwrap_or_default()
+        ));
     }
     lines.join("\n")
 }

@@ -165,38 +165,35 @@ async fn apply(args: &ApplyArgs, out: Out) -> Result<ExitCode, Report> {
     let (driver, watch) = Box::pin(open::driver(&args.place, out)).await?;
     let _lock = driver.state.lock().map_err(open::state)?;
     let pending = if args.fresh { None } else { saved::pending(&driver.state).map_err(Report::new)? };
-    let (saved, survey) = match pending {
-        Some(saved) => {
-            out.say(format_args!(
-                "applying the saved plan of generation {}: {} changes",
-                saved.plan.generation,
-                saved.changes()
-            ));
-            (saved, None)
+    let (saved, survey) = if let Some(saved) = pending {
+        out.say(format_args!(
+            "applying the saved plan of generation {}: {} changes",
+            saved.plan.generation,
+            saved.changes()
+        ));
+        (saved, None)
+    } else {
+        let servers = open::chosen(&args.place, &driver)?;
+        let (mut survey, mut objects) = driver.survey(&servers).await;
+        let (finished, changed) = driver.finish_interrupted(&survey).await.map_err(Report::new)?;
+        if finished > 0 {
+            (survey, objects) = driver.survey(&servers).await;
         }
-        None => {
-            let servers = open::chosen(&args.place, &driver)?;
-            let (mut survey, mut objects) = driver.survey(&servers).await;
-            let (finished, changed) = driver.finish_interrupted(&survey).await.map_err(Report::new)?;
-            if finished > 0 {
-                (survey, objects) = driver.survey(&servers).await;
-            }
-            let (saved, lints) = saved_plan(&driver, &survey, objects)?;
-            watch.pause();
-            let blocked = show::blocked(&driver, &survey, out);
-            let broken = show::broken(&survey, out);
-            if saved.is_empty() && saved.plan.absent.is_empty() {
-                show::nothing(&saved, changed, started.elapsed(), out);
-                return Ok(ExitCode::SUCCESS);
-            }
-            show::before_apply(&saved, &lints, out);
-            if blocked || (broken && survey.answered.is_empty()) {
-                return Ok(code_of(&survey, 1));
-            }
-            consent(args, &lints)?;
-            watch.resume();
-            (saved, Some(survey))
+        let (saved, lints) = saved_plan(&driver, &survey, objects)?;
+        watch.pause();
+        let blocked = show::blocked(&driver, &survey, out);
+        let broken = show::broken(&survey, out);
+        if saved.is_empty() && saved.plan.absent.is_empty() {
+            show::nothing(&saved, changed, started.elapsed(), out);
+            return Ok(ExitCode::SUCCESS);
         }
+        show::before_apply(&saved, &lints, out);
+        if blocked || (broken && survey.answered.is_empty()) {
+            return Ok(code_of(&survey, 1));
+        }
+        consent(args, &lints)?;
+        watch.resume();
+        (saved, Some(survey))
     };
     let untrusted =
         survey.as_ref().is_some_and(|survey| survey.failed.values().any(SurveyError::is_untrusted));

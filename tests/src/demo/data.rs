@@ -41,11 +41,11 @@ impl Demo {
 
     /// A copy of the table's version outside the rack, read from the data server's store.
     pub(super) fn export_copy(&self) -> Result<PathBuf, DemoError> {
-        let version = self.findings.versions.values().find_map(|sets| sets.get("packages"));
-        let Some(version) = version else {
-            return Err(unexpected("a version of packages", "none", Path::new("/v1/data")));
+        let held = self.held("data1")?;
+        let Some(version) = held.pointer("/datasets/packages").and_then(newest) else {
+            return Err(unexpected("a version of packages on data1", &held, Path::new("/v1/data")));
         };
-        let from = format!("/data/rackwright/versions/packages/{}", version.digest);
+        let from = format!("/data/rackwright/versions/packages/{}", jobs::text(&version, "digest"));
         let folder = self.folder.join("packages");
         let failed = |cause| DemoError::File { path: folder.clone(), cause };
         std::fs::create_dir_all(&folder).map_err(failed)?;

@@ -19,6 +19,7 @@ impl Demo {
         self.findings.etcd_before = in_use(&before);
         self.measure_start(&vision)?;
         let sweep = self.submit(&vision, &self.sweep_job())?;
+        self.sweep.clone_from(&sweep);
         let gang = self.submit(&ranking, &gang_job())?;
         let retry = self.submit(&ranking, &retry_job())?;
         let giant = self.submit(&vision, &giant_job())?;

@@ -10,10 +10,6 @@ use serde_json::Value;
 use std::path::Path;
 use std::time::Duration;
 
-const SCORES: &str = "SELECT task, visitParamExtractFloat(row, 'rmse') AS rmse, visitParamExtractFloat(row, \
-    'rmse_mean') AS mean FROM results.rows WHERE project = 'apt-size' ORDER BY rmse LIMIT 1 FORMAT JSON";
-const COUNT: &str = "SELECT count() FROM results.rows WHERE project = 'apt-size'";
-
 impl Demo {
     /// Stage 7.
     pub(super) fn query_results(&mut self) -> Result<(), DemoError> {
@@ -32,10 +28,22 @@ impl Demo {
         outcome
     }
 
+    fn count_rows(&self) -> String {
+        format!("SELECT count() FROM results.rows WHERE job = '{}'", self.sweep)
+    }
+
+    fn best_row(&self) -> String {
+        format!(
+            "SELECT task, visitParamExtractFloat(row, 'rmse') AS rmse, visitParamExtractFloat(row, 'rmse_mean') AS \
+             mean FROM results.rows WHERE job = '{}' ORDER BY rmse LIMIT 1 FORMAT JSON",
+            self.sweep
+        )
+    }
+
     fn wait_for_rows(&self) -> Result<u64, DemoError> {
         let results = self.clickhouse("results1");
         let rows = wait_until("every sealed result is loaded", Duration::from_mins(1), || {
-            let text = results.run(COUNT, b"").unwrap_or_default();
+            let text = results.run(&self.count_rows(), b"").unwrap_or_default();
             Ok(text.trim().parse::<u64>().ok().filter(|rows| *rows >= SWEEP))
         })?;
         must(rows == SWEEP, &format!("{SWEEP} rows, each once"), rows)?;
@@ -57,10 +65,10 @@ impl Demo {
 
     fn query_without_ml(&mut self) -> Result<(), DemoError> {
         let results = self.clickhouse("results1");
-        let rows = results.run(COUNT, b"")?;
+        let rows = results.run(&self.count_rows(), b"")?;
         self.findings.results_rows_with_ml_cut = rows.trim().parse().unwrap_or(0);
         stage::command("SELECT task, rmse … ORDER BY rmse LIMIT 1   (both ml nodes cut off)");
-        let answer = results.run(SCORES, b"")?;
+        let answer = results.run(&self.best_row(), b"")?;
         let best: Value = serde_json::from_str(&answer).unwrap_or_default();
         let best = best.pointer("/data/0").cloned().unwrap_or_default();
         stage::note(&best);

@@ -30,7 +30,7 @@ pub(super) fn check(host: &Host, path: &str, sha256: &str, mode: &str) -> Result
 
 pub(super) fn apply(host: &Host, path: &str, sha256: &str, mode: &str) -> Result<(), StepError> {
     let mode = crate::owner::mode(mode)?;
-    let Some(staged) = receive::staged(host, sha256)
+    let Some(source) = receive::source(host, sha256)
         .map_err(|error| StepError::io("look for", &host.state("artifacts"), error))?
     else {
         return Err(StepError::new(
@@ -42,22 +42,22 @@ pub(super) fn apply(host: &Host, path: &str, sha256: &str, mode: &str) -> Result
     if let Some(parent) = place.parent() {
         durable::make_dir(parent, 0o755).map_err(|error| StepError::io("make", parent, error))?;
     }
-    install(&staged, &place, mode).map_err(|error| StepError::io("install", &place, error))?;
+    install(&source, &place, mode).map_err(|error| StepError::io("install", &place, error))?;
     // A link changes ctime, and with it what is remembered; the content is known, it was just verified.
     host.hashes.note(&place, sha256);
-    host.hashes.note(&staged, sha256);
+    host.hashes.note(&source, sha256);
     Ok(())
 }
 
 /// A hard link where possible (no second copy of 700 MB), a copy on another file system or with another
 /// mode. Through a temporary name, so that a running binary is replaced, never written.
-fn install(staged: &Path, place: &Path, mode: u32) -> io::Result<()> {
+fn install(source: &Path, place: &Path, mode: u32) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let temp = durable::temp_name(place);
     durable::remove(&temp)?;
-    let same_mode = fs::metadata(staged)?.permissions().mode() & 0o7777 == mode;
-    if !same_mode || fs::hard_link(staged, &temp).is_err() {
-        let copied = fs::copy(staged, &temp)
+    let same_mode = fs::metadata(source)?.permissions().mode() & 0o7777 == mode;
+    if !same_mode || fs::hard_link(source, &temp).is_err() {
+        let copied = fs::copy(source, &temp)
             .and_then(|_| fs::set_permissions(&temp, fs::Permissions::from_mode(mode)))
             .and_then(|()| File::open(&temp)?.sync_all());
         if let Err(error) = copied {

@@ -113,21 +113,9 @@ impl StopReason {
 impl fmt::Display for Action {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::CreatePod {
-                pod,
-                node,
-                resume: None,
-            } => write!(formatter, "create {pod} on {node}"),
-            Self::CreatePod {
-                pod,
-                node,
-                resume: Some(checkpoint),
-            } => {
-                write!(
-                    formatter,
-                    "create {pod} on {node}, resuming from step {}",
-                    checkpoint.step
-                )
+            Self::CreatePod { pod, node, resume: None } => write!(formatter, "create {pod} on {node}"),
+            Self::CreatePod { pod, node, resume: Some(checkpoint) } => {
+                write!(formatter, "create {pod} on {node}, resuming from step {}", checkpoint.step)
             }
             Self::StopPod { pod, why, .. } => write!(formatter, "stop {pod}: {}", why.outcome().as_str()),
             Self::DeclareLost { pod, node } => write!(formatter, "declare {pod} lost with {node}"),

@@ -29,11 +29,7 @@ pub struct Finding {
 impl Finding {
     /// A finding about `field`.
     pub fn new(field: &str, message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self {
-            field: field.to_owned(),
-            message: message.into(),
-            hint: hint.into(),
-        }
+        Self { field: field.to_owned(), message: message.into(), hint: hint.into() }
     }
 }
 
@@ -68,10 +64,7 @@ impl Default for Limits {
     fn default() -> Self {
         let priorities = [("low", -100), (DEFAULT_PRIORITY, 0), ("high", 100)];
         Self {
-            priorities: priorities
-                .into_iter()
-                .map(|(name, value)| (name.to_owned(), value))
-                .collect(),
+            priorities: priorities.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
             array_tasks: 100_000,
             gang_pods: 256,
             retries: 100,
@@ -94,11 +87,7 @@ impl JobSpec {
             vec![Finding::new("", format!("is no JSON: {error}"), hint)]
         })?;
         let Value::Object(map) = value else {
-            return Err(vec![Finding::new(
-                "",
-                "is no JSON object",
-                "send one JSON object",
-            )]);
+            return Err(vec![Finding::new("", "is no JSON object", "send one JSON object")]);
         };
         let mut findings = Vec::new();
         let spec = read_spec(Fields::new("", map, &mut findings));
@@ -120,49 +109,26 @@ impl JobSpec {
         if !limits.priorities.contains_key(&self.priority) {
             let known: Vec<&str> = limits.priorities.keys().map(String::as_str).collect();
             let message = format!("{:?} is no priority class", self.priority);
-            findings.push(Finding::new(
-                "priority",
-                message,
-                format!("use one of {}", known.join(", ")),
-            ));
+            findings.push(Finding::new("priority", message, format!("use one of {}", known.join(", "))));
         }
         if self.retries > limits.retries {
             let hint = format!("ask for at most {}", limits.retries);
-            findings.push(Finding::new(
-                "retries",
-                format!("{} are too many", self.retries),
-                hint,
-            ));
+            findings.push(Finding::new("retries", format!("{} are too many", self.retries), hint));
         }
         if self.max_run_time_s == 0 || self.max_run_time_s > limits.max_run_time_s {
             let hint = format!("give seconds between 1 and {}", limits.max_run_time_s);
             findings.push(Finding::new("max_run_time_s", "is out of range", hint));
         }
-        if self
-            .checkpoint
-            .is_some_and(|checkpoint| checkpoint.interval_s == 0)
-        {
-            findings.push(Finding::new(
-                "checkpoint.interval_s",
-                "is 0",
-                "give seconds between checkpoints",
-            ));
+        if self.checkpoint.is_some_and(|checkpoint| checkpoint.interval_s == 0) {
+            findings.push(Finding::new("checkpoint.interval_s", "is 0", "give seconds between checkpoints"));
         }
         if self.money_cap.is_some_and(|cap| cap.micros() <= 0) {
-            findings.push(Finding::new(
-                "money_cap",
-                "is not above 0",
-                "write it like 12.50 EUR",
-            ));
+            findings.push(Finding::new("money_cap", "is not above 0", "write it like 12.50 EUR"));
         }
         if let Some(key) = &self.cache_key
             && (key.is_empty() || key.len() > 256)
         {
-            findings.push(Finding::new(
-                "cache_key",
-                "has no usable length",
-                "use 1 to 256 bytes",
-            ));
+            findings.push(Finding::new("cache_key", "has no usable length", "use 1 to 256 bytes"));
         }
     }
 }
@@ -172,11 +138,7 @@ fn check_container(spec: &JobSpec, limits: &Limits, findings: &mut Vec<Finding>)
     let usable = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/:@".contains(&byte);
     if image.is_empty() || image.len() > 512 || !image.bytes().all(usable) {
         let hint = "write a reference such as docker.io/library/python:3.13";
-        findings.push(Finding::new(
-            "image",
-            format!("{image:?} is no image reference"),
-            hint,
-        ));
+        findings.push(Finding::new("image", format!("{image:?} is no image reference"), hint));
     }
     for name in spec.env.keys() {
         let first = name.bytes().next();
@@ -206,20 +168,12 @@ fn check_resources(resources: &Resources, limits: &Limits, findings: &mut Vec<Fi
     }
     if resources.memory < Bytes::mib(4) {
         let hint = "ask for at least 4MiB: a container does not start with less";
-        findings.push(Finding::new(
-            "resources.memory",
-            format!("{} is too little", resources.memory),
-            hint,
-        ));
+        findings.push(Finding::new("resources.memory", format!("{} is too little", resources.memory), hint));
     }
     let gpu = resources.gpu.get();
     if !gpu.is_multiple_of(1000) && !limits.gpu_shares {
         let hint = "ask for whole GPUs; this cluster does not share them";
-        findings.push(Finding::new(
-            "resources.gpu",
-            format!("{} is not whole", resources.gpu),
-            hint,
-        ));
+        findings.push(Finding::new("resources.gpu", format!("{} is not whole", resources.gpu), hint));
     } else if gpu > 1000 && !gpu.is_multiple_of(1000) {
         let hint = "ask for whole GPUs, or for a share of one";
         findings.push(Finding::new(
@@ -230,11 +184,7 @@ fn check_resources(resources: &Resources, limits: &Limits, findings: &mut Vec<Fi
     }
     if resources.gpu.is_zero() && resources.gpu_type.is_some() {
         let hint = "say how many with resources.gpu, or leave the type out";
-        findings.push(Finding::new(
-            "resources.gpu_type",
-            "is given without a number of GPUs",
-            hint,
-        ));
+        findings.push(Finding::new("resources.gpu_type", "is given without a number of GPUs", hint));
     }
 }
 
@@ -247,11 +197,7 @@ fn check_shape(spec: &JobSpec, limits: &Limits, findings: &mut Vec<Finding>) {
         && (count == 0 || count > limits.array_tasks)
     {
         let hint = format!("use 1 to {}", limits.array_tasks);
-        findings.push(Finding::new(
-            "array.count",
-            format!("{count} is out of range"),
-            hint,
-        ));
+        findings.push(Finding::new("array.count", format!("{count} is out of range"), hint));
     }
     if let Some(Gang { size, .. }) = spec.gang
         && (size == 0 || size > limits.gang_pods)
@@ -287,12 +233,8 @@ fn check_lists(spec: &JobSpec, limits: &Limits, findings: &mut Vec<Finding>) {
 fn read_spec(mut fields: Fields<'_>) -> Option<JobSpec> {
     let name: Option<JobName> = fields.required("name", "give it a name such as \"fit\"");
     let image: Option<String> = fields.required("image", "name the image that its pods run");
-    let resources = fields
-        .object("resources")
-        .map_or_else(default_resources, read_resources);
-    let project = fields
-        .optional("project")
-        .or_else(|| Project::new(DEFAULT_PROJECT).ok());
+    let resources = fields.object("resources").map_or_else(default_resources, read_resources);
+    let project = fields.optional("project").or_else(|| Project::new(DEFAULT_PROJECT).ok());
     let spec = JobSpec {
         // A placeholder stands in for what could not be read, so that the rest is checked as well; the
         // finding that was recorded for it keeps the whole from being used.
@@ -307,13 +249,9 @@ fn read_spec(mut fields: Fields<'_>) -> Option<JobSpec> {
         resources,
         array: fields.optional("array"),
         gang: fields.optional("gang"),
-        priority: fields
-            .optional("priority")
-            .unwrap_or_else(|| DEFAULT_PRIORITY.to_owned()),
+        priority: fields.optional("priority").unwrap_or_else(|| DEFAULT_PRIORITY.to_owned()),
         class: fields.optional::<Class>("class").unwrap_or_default(),
-        max_run_time_s: fields
-            .optional("max_run_time_s")
-            .unwrap_or(DEFAULT_MAX_RUN_TIME_S),
+        max_run_time_s: fields.optional("max_run_time_s").unwrap_or(DEFAULT_MAX_RUN_TIME_S),
         deadline_s: fields.optional("deadline_s"),
         money_cap: fields.optional("money_cap"),
         retries: fields.optional("retries").unwrap_or_default(),
@@ -355,11 +293,7 @@ mod tests {
     }
 
     fn fields(body: &str) -> Vec<String> {
-        read(body)
-            .unwrap_err()
-            .into_iter()
-            .map(|finding| finding.field)
-            .collect()
+        read(body).unwrap_err().into_iter().map(|finding| finding.field).collect()
     }
 
     #[test]
@@ -370,10 +304,7 @@ mod tests {
         assert_eq!(shown["priority"], "normal");
         assert_eq!(shown["class"], "flexible");
         assert_eq!(shown["max_run_time_s"], 86400);
-        assert_eq!(
-            shown["resources"],
-            serde_json::json!({"cpu": "1", "memory": "1GiB"})
-        );
+        assert_eq!(shown["resources"], serde_json::json!({"cpu": "1", "memory": "1GiB"}));
         assert_eq!(serde_json::from_value::<JobSpec>(shown).unwrap(), spec);
     }
 
@@ -422,20 +353,14 @@ mod tests {
 
     #[test]
     fn owner_and_team_cannot_be_claimed_in_the_body() {
-        assert_eq!(
-            fields(r#"{"name": "a", "image": "a", "owner": "root", "team": "x"}"#),
-            ["owner", "team"]
-        );
+        assert_eq!(fields(r#"{"name": "a", "image": "a", "owner": "root", "team": "x"}"#), ["owner", "team"]);
     }
 
     #[test]
     fn a_share_of_a_gpu_needs_a_cluster_that_shares_them() {
         let body = r#"{"name": "a", "image": "a", "resources": {"gpu": "500m"}}"#;
         assert_eq!(fields(body), ["resources.gpu"]);
-        let sharing = Limits {
-            gpu_shares: true,
-            ..Limits::default()
-        };
+        let sharing = Limits { gpu_shares: true, ..Limits::default() };
         assert!(JobSpec::from_json(body.as_bytes(), &sharing).is_ok());
     }
 
@@ -444,10 +369,7 @@ mod tests {
         for body in ["", "[]", "null", "{", "\"x\""] {
             assert_eq!(fields(body), [""]);
         }
-        assert_eq!(
-            fields(r#"{"name": "a", "image": "a", "resources": []}"#),
-            ["resources"]
-        );
+        assert_eq!(fields(r#"{"name": "a", "image": "a", "resources": []}"#), ["resources"]);
     }
 
     #[test]

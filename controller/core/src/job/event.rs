@@ -29,11 +29,7 @@ pub struct Event {
 impl Event {
     /// An event of this build's version.
     pub const fn new(at_ms: u64, what: What) -> Self {
-        Self {
-            version: EVENT_VERSION,
-            at_ms,
-            what,
-        }
+        Self { version: EVENT_VERSION, at_ms, what }
     }
 
     /// The event that records a decision; it is made durable before the action is carried out.

@@ -14,12 +14,7 @@ pub(super) struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     pub(super) fn new(prefix: &str, map: Map<String, Value>, findings: &'a mut Vec<Finding>) -> Self {
-        Self {
-            prefix: prefix.to_owned(),
-            map,
-            read: Vec::new(),
-            findings,
-        }
+        Self { prefix: prefix.to_owned(), map, read: Vec::new(), findings }
     }
 
     fn path(&self, name: &str) -> String {
@@ -29,8 +24,7 @@ impl<'a> Fields<'a> {
     pub(super) fn required<T: DeserializeOwned>(&mut self, name: &'static str, hint: &str) -> Option<T> {
         if !self.map.contains_key(name) {
             self.read.push(name);
-            self.findings
-                .push(Finding::new(&self.path(name), "is missing", hint));
+            self.findings.push(Finding::new(&self.path(name), "is missing", hint));
             return None;
         }
         self.optional(name)
@@ -43,8 +37,7 @@ impl<'a> Fields<'a> {
         match serde_json::from_value(value) {
             Ok(value) => Some(value),
             Err(error) => {
-                self.findings
-                    .push(unreadable(&self.path(name), &error.to_string()));
+                self.findings.push(unreadable(&self.path(name), &error.to_string()));
                 None
             }
         }
@@ -54,15 +47,9 @@ impl<'a> Fields<'a> {
         self.read.push(name);
         let prefix = format!("{}.", self.path(name));
         match self.map.remove(name).filter(|value| !value.is_null())? {
-            Value::Object(map) => Some(Fields {
-                prefix,
-                map,
-                read: Vec::new(),
-                findings: self.findings,
-            }),
+            Value::Object(map) => Some(Fields { prefix, map, read: Vec::new(), findings: self.findings }),
             Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
-                self.findings
-                    .push(unreadable(&self.path(name), "is no JSON object"));
+                self.findings.push(unreadable(&self.path(name), "is no JSON object"));
                 None
             }
         }
@@ -99,9 +86,7 @@ fn distance(left: &str, right: &str) -> usize {
         let mut before = line + 1;
         for (cell, to) in row.iter_mut().skip(1).zip(&right) {
             let above = *cell;
-            *cell = (diagonal + usize::from(from != *to))
-                .min(above + 1)
-                .min(before + 1);
+            *cell = (diagonal + usize::from(from != *to)).min(above + 1).min(before + 1);
             diagonal = above;
             before = *cell;
         }

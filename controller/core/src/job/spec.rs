@@ -114,10 +114,7 @@ pub struct Resources {
     pub gpu_type: Option<GpuType>,
 }
 
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde's skip_serializing_if passes a reference"
-)]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
 fn is_no_gpu(gpu: &MilliGpu) -> bool {
     gpu.is_zero()
 }

@@ -16,6 +16,9 @@ use std::sync::Arc;
 impl Sched {
     /// Everything that is to be done at `now_ms`, already applied. The caller makes each durable
     /// ([`Event::decided`]) and then carries it out.
+    ///
+    /// After a restart the cluster must be listed and told before the first call: a node that the log
+    /// last saw unready may be fine by now, and its pods would be declared lost.
     pub fn decide(&mut self, now_ms: u64) -> Vec<Action> {
         self.advance(now_ms);
         let mut actions = Vec::new();

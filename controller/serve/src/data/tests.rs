@@ -279,7 +279,9 @@ async fn a_sync_exports_once_fills_the_chain_and_labels_the_nodes() {
     let digest = row.digest.clone();
     until("labels", || {
         let nodes = rig.book.0.lock().unwrap();
-        ["ml1", "ml2"].iter().all(|name| nodes[*name].labels.get(key) == Some(&digest[..32].to_owned()))
+        ["ml1", "ml2"]
+            .iter()
+            .all(|name| nodes[*name].labels.get(key) == digest.get(..32).map(str::to_owned).as_ref())
     })
     .await;
     let nodes = rig.book.0.lock().unwrap().clone();

@@ -87,9 +87,10 @@ fn add(held: &mut Held, requests: &Resources) {
 }
 
 fn summary(node: &NodeFacts, jobs: Held, others: Held) -> NodeSummary {
-    let versions = node.datasets.iter().map(|(name, held)| {
-        (name.to_string(), held.iter().map(|held| held.version.to_string()).collect())
-    });
+    let versions = node
+        .datasets
+        .iter()
+        .map(|(name, held)| (name.to_string(), held.iter().map(|held| held.version.to_string()).collect()));
     NodeSummary {
         name: node.name.clone(),
         role: node.labels.get("rackwright.dev/role").cloned().unwrap_or_default(),

@@ -23,7 +23,9 @@ impl FromRequest<App> for Body {
             BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
                 too_large(app.limits.body_bytes)
             }
-            _ => Problem::new(StatusCode::BAD_REQUEST, "incomplete-body", "the body did not arrive completely"),
+            _ => {
+                Problem::new(StatusCode::BAD_REQUEST, "incomplete-body", "the body did not arrive completely")
+            }
         })
     }
 }
@@ -82,9 +84,9 @@ pub(crate) fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(
     text: Option<&str>,
 ) -> Result<Option<T>, Problem> {
     let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
-    text.parse().map(Some).map_err(|cause| {
-        Problem::new(StatusCode::BAD_REQUEST, "invalid-query", format!("{name}: {cause}"))
-    })
+    text.parse()
+        .map(Some)
+        .map_err(|cause| Problem::new(StatusCode::BAD_REQUEST, "invalid-query", format!("{name}: {cause}")))
 }
 
 /// # Errors

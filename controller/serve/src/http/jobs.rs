@@ -141,7 +141,11 @@ fn refused(cause: StoreError) -> Problem {
         StoreError::Dependency { job, why } => invalid(
             "dependency-failed",
             "a job that this one depends on cannot succeed any more",
-            vec![Finding::new("depends_on", format!("{job} {why}"), "leave it out, or submit it again first")],
+            vec![Finding::new(
+                "depends_on",
+                format!("{job} {why}"),
+                "leave it out, or submit it again first",
+            )],
         ),
         StoreError::Busy { .. } => busy(),
         StoreError::DiskFull { .. } => {
@@ -191,9 +195,9 @@ pub(super) async fn list(
 /// A word that stands for a value of an enum.
 fn word<T: serde::de::DeserializeOwned>(name: &str, text: Option<String>) -> Result<Option<T>, Problem> {
     let Some(text) = text else { return Ok(None) };
-    serde_json::from_value(serde_json::Value::String(text)).map(Some).map_err(|cause| {
-        Problem::new(StatusCode::BAD_REQUEST, "invalid-query", format!("{name}: {cause}"))
-    })
+    serde_json::from_value(serde_json::Value::String(text))
+        .map(Some)
+        .map_err(|cause| Problem::new(StatusCode::BAD_REQUEST, "invalid-query", format!("{name}: {cause}")))
 }
 
 /// A listing that could not be had.
@@ -245,7 +249,10 @@ fn live(sched: &Sched, world: &World, job: JobId) -> Vec<LiveAttempt> {
             started_at_ms: view.started_at_ms,
             note: world.pod_of(view.pod).and_then(|pod| match &pod.state {
                 PodState::Pending(note) => note.clone(),
-                PodState::Running { .. } | PodState::Succeeded(_) | PodState::Failed(_) | PodState::Refused(_) => None,
+                PodState::Running { .. }
+                | PodState::Succeeded(_)
+                | PodState::Failed(_)
+                | PodState::Refused(_) => None,
             }),
         })
         .collect()
@@ -267,8 +274,12 @@ pub(super) async fn explain(
     visible(&app, &caller, id).await?;
     let explanation = app.ask(move |sched, _| sched.explain(id)).await?;
     explanation.map(Json).ok_or_else(|| {
-        Problem::new(StatusCode::CONFLICT, "job-ended", format!("job {id} has ended: there is nothing to explain"))
-            .hint("`rackwright job show` has its attempts and how they ended")
+        Problem::new(
+            StatusCode::CONFLICT,
+            "job-ended",
+            format!("job {id} has ended: there is nothing to explain"),
+        )
+        .hint("`rackwright job show` has its attempts and how they ended")
     })
 }
 

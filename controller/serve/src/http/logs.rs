@@ -63,8 +63,12 @@ pub(super) async fn show(
     }
     match newest_archived(&app, job, task, query.attempt).await? {
         Some(tail) => Ok(text(Body::from(tail), "history")),
-        None => Err(Problem::new(StatusCode::NOT_FOUND, "no-log", format!("task {task} of job {job} has no log yet"))
-            .hint("`rackwright job explain` says what it waits for")),
+        None => Err(Problem::new(
+            StatusCode::NOT_FOUND,
+            "no-log",
+            format!("task {task} of job {job} has no log yet"),
+        )
+        .hint("`rackwright job explain` says what it waits for")),
     }
 }
 
@@ -111,7 +115,11 @@ fn text(body: Body, source: &'static str) -> Response {
 
 fn unreadable(cause: &ClusterError) -> Problem {
     tracing::info!(error = %crate::problem::Chain(cause), "no live log");
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "log-unavailable", "the pod's server does not hand out its log now")
-        .hint("its container may not have started; try again, or read it from the history once it has ended")
-        .retry_after_s(2)
+    Problem::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "log-unavailable",
+        "the pod's server does not hand out its log now",
+    )
+    .hint("its container may not have started; try again, or read it from the history once it has ended")
+    .retry_after_s(2)
 }

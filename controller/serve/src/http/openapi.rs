@@ -38,9 +38,9 @@ fn operation(route: &Route) -> Value {
     let problem = json!({"description": "A problem with a stable code and a hint.",
         "content": {"application/problem+json": {"schema": reference("Problem")}}});
     let success = if (route.method, route.path) == ("POST", "/v1/jobs") { "201" } else { "200" };
-    let body = route.body.map(|schema| {
-        json!({"required": true, "content": {"application/json": {"schema": reference(schema)}}})
-    });
+    let body = route.body.map(
+        |schema| json!({"required": true, "content": {"application/json": {"schema": reference(schema)}}}),
+    );
     let optional = [
         ("requestBody", body),
         ("security", route.role.map(|_| json!([{"token": []}]))),
@@ -57,9 +57,7 @@ fn operation(route: &Route) -> Value {
 
 fn parameters(route: &Route) -> Vec<Value> {
     let names = route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
-    let text = |name: &str, place: &str, required: bool| {
-        json!({"name": name, "in": place, "required": required, "schema": {"type": "string"}})
-    };
+    let text = |name: &str, place: &str, required: bool| json!({"name": name, "in": place, "required": required, "schema": {"type": "string"}});
     let mut all: Vec<Value> = names.map(|name| text(name, "path", true)).collect();
     all.extend(route.query.iter().map(|name| text(name, "query", false)));
     if (route.method, route.path) == ("POST", "/v1/jobs") {

@@ -34,7 +34,9 @@ pub(super) async fn openapi() -> Json<serde_json::Value> {
 pub(super) async fn metrics(State(app): State<App>) -> Result<String, Problem> {
     let mut text = app.counters.text();
     let (pods, peak, ours, pending) = app
-        .ask(|sched, world| (world.pods(), world.peak(), world.ours().count(), super::cluster::pending(sched).len()))
+        .ask(|sched, world| {
+            (world.pods(), world.peak(), world.ours().count(), super::cluster::pending(sched).len())
+        })
         .await?;
     gauge(&mut text, "pods", pods);
     gauge(&mut text, "pods_peak", peak);

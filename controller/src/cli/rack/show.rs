@@ -7,6 +7,7 @@ use rackwright_rack::preflight::{Obstacle, preflight};
 use rackwright_rack::saved::{Saved, ServerOutcome};
 use rackwright_rack::survey::{Survey, SurveyError, chain};
 use serde_json::json;
+use std::fmt::Write as _;
 use std::time::Duration;
 
 /// More changes than this are not read before an apply.
@@ -69,9 +70,9 @@ pub(super) fn plan(saved: &Saved, lints: &[Lint], out: Out) {
     if !saved.objects.is_empty() {
         text.push_str("\ncluster:\n");
         for object in &saved.objects {
-            text.push_str(&format!("  {}\n", object.summary));
+            let _infallible = writeln!(text, "  {}", object.summary);
             for line in object.detail.lines() {
-                text.push_str(&format!("      {line}\n"));
+                let _infallible = writeln!(text, "      {line}");
             }
         }
     }
