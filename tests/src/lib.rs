@@ -12,6 +12,7 @@ pub mod apt;
 pub mod csv;
 pub mod demo;
 pub mod http;
+pub mod rack;
 pub mod shell;
 pub mod stage;
 pub mod table;

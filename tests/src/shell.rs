@@ -102,6 +102,41 @@ pub fn show(program: &str, args: &[&str], environment: &[(&str, &str)]) -> Resul
     Err(ShellError::Failed { command: line(program, args), code, stderr: String::new() })
 }
 
+/// What a program said, whatever its exit code.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// Exit code, -1 for a signal.
+    pub code: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+/// Runs a program in a folder; any exit code is an answer.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn outcome(
+    program: &str,
+    args: &[&str],
+    environment: &[(&str, &str)],
+    folder: &std::path::Path,
+) -> Result<Outcome, ShellError> {
+    let output = Command::new(program)
+        .args(args)
+        .envs(environment.iter().copied())
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|cause| ShellError::Start { program: program.to_owned(), cause })?;
+    Ok(Outcome {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}
+
 fn line(program: &str, args: &[&str]) -> String {
     let name = program.rsplit('/').next().unwrap_or(program);
     std::iter::once(name).chain(args.iter().copied()).collect::<Vec<_>>().join(" ")

@@ -1,0 +1,91 @@
+//! End-to-end stories on a rack of their own: real servers, real SSH, real Kubernetes.
+//!
+//! They need root. Without it they are skipped with one line; in CI a skipped story is a failure.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a story fails by panicking, and talks when skipped"
+)]
+
+use rackwright_tests::rack::StoryRack;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// `None`, after a line about it, when the stories cannot run here.
+fn rack(name: &str, range: &str) -> Option<StoryRack> {
+    let root =
+        std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
+    if !root {
+        assert!(std::env::var_os("CI").is_none(), "rack stories need root, also in CI");
+        eprintln!("skipped: rack stories need root (sudo make stories)");
+        return None;
+    }
+    let folder = repository().join("target").join(name);
+    Some(StoryRack::prepare(&repository(), &folder, name, range).unwrap())
+}
+
+fn differences(plan: &Value) -> Vec<String> {
+    let servers = plan.pointer("/plan/servers").and_then(Value::as_array).cloned().unwrap_or_default();
+    let mut named = Vec::new();
+    for server in &servers {
+        let name = server.get("server").and_then(Value::as_str).unwrap();
+        for found in server.get("differences").and_then(Value::as_array).unwrap() {
+            named.push(format!("{name} {}", found.get("step").and_then(Value::as_str).unwrap()));
+        }
+    }
+    named
+}
+
+#[test]
+fn bare_servers_become_a_cluster_that_a_second_apply_leaves_alone_and_drift_names_what_was_touched() {
+    let Some(rack) = rack("story", "10.79.0") else { return };
+    let up = rack.run(&["lab", "up"]).unwrap();
+    assert_eq!(up.code, 0, "{}", up.stderr);
+
+    let (code, applied) = rack.json(&["apply", "--yes"]).unwrap();
+    assert_eq!(code, 0, "{applied}");
+    assert!(applied.get("ready_s").is_some_and(Value::is_number), "five nodes Ready: {applied}");
+
+    let (code, again) = rack.json(&["apply", "--yes"]).unwrap();
+    assert_eq!((code, again.get("changes").and_then(Value::as_u64)), (0, Some(0)), "law 1: {again}");
+
+    let touch = "echo '# by hand' >> /etc/containerd/config.toml; systemctl stop rackwright-proxy";
+    assert_eq!(rack.run(&["lab", "ssh", "ml2", "--", touch]).unwrap().code, 0);
+    let (_, drift) = rack.json(&["drift"]).unwrap();
+    let named = differences(&drift);
+    assert_eq!(named, ["ml2 10-agent/proxy", "ml2 30-containerd/config"], "exactly what was touched");
+
+    // Law 4: a dead server is a state; the others finish, and the exit code says so.
+    assert_eq!(rack.run(&["lab", "kill", "ml1"]).unwrap().code, 0);
+    let partial = rack.run(&["apply", "--yes", "--wait-s", "5"]).unwrap();
+    assert_ne!(partial.code, 0, "an absent server is said: {}", partial.stderr);
+    assert!(partial.stderr.contains("ml1") || partial.stdout.contains("ml1"), "{}", partial.stderr);
+    let (_, left) = rack.json(&["drift"]).unwrap();
+    assert!(differences(&left).is_empty(), "ml2 was mended although ml1 is dead: {left}");
+
+    let down = rack.run(&["lab", "down"]).unwrap();
+    assert_eq!(down.code, 0, "{}", down.stderr);
+    let links = std::fs::read_dir("/sys/class/net").unwrap().flatten();
+    let left: Vec<_> = links.filter(|link| link.file_name().to_string_lossy().contains("story")).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_bad_inventory_is_refused_with_every_finding_and_nothing_is_touched() {
+    let folder = repository().join("target/story-bad");
+    std::fs::create_dir_all(&folder).unwrap();
+    let rack = StoryRack::prepare(&repository(), &folder, "bad", "10.79.1").unwrap();
+    let path = folder.join("inventory.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let text = text.replace("10.79.1.14", "10.79.1.13").replace("memory = \"4GiB\"", "memory = \"4 gigs\"");
+    std::fs::write(&path, text.replace("switch = \"s1\"", "swich = \"s1\"")).unwrap();
+    let refused = rack.run(&["check"]).unwrap();
+    assert_eq!(refused.code, 2, "{}", refused.stderr);
+    for word in ["swich", "10.79.1.13", "4 gigs", "inventory.toml:"] {
+        assert!(refused.stderr.contains(word), "{word} is not in:\n{}", refused.stderr);
+    }
+}
