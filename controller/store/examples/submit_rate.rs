@@ -1,7 +1,9 @@
 //! How many submits a second are accepted durably, and how long each waits.
 //!
-//! `cargo run --release -p rackwright-store --example submit_rate -- FOLDER [CLIENTS] [SUBMITS]`: the
-//! folder should be on the disk that the store will use, since its `fsync` is what is measured. The
+//! `cargo run --release -p rackwright-store --example submit_rate -- FOLDER [CLIENTS] [SUBMITS] [RATE]`:
+//! the folder should be on the disk that the store will use, since its `fsync` is what is measured. With
+//! a RATE (submits a second, all clients together) each submit has its moment, and a wait counts from
+//! that moment even when the client is late; without one, clients go as fast as they are answered. The
 //! second line is one `fsync` alone on that disk, the floor for any store.
 
 #![expect(clippy::print_stdout, reason = "a benchmark's output is its purpose")]
@@ -22,11 +24,19 @@ async fn main() -> Outcome<()> {
     let folder = PathBuf::from(arguments.next().ok_or("usage: submit_rate FOLDER [CLIENTS] [SUBMITS]")?);
     let clients: usize = arguments.next().map_or(Ok(64), |text| text.parse())?;
     let submits: usize = arguments.next().map_or(Ok(10_000), |text| text.parse())?;
+    let rate: u32 = arguments.next().map_or(Ok(0), |text| text.parse())?;
+    let clients = clients.max(1);
+    let pace = (rate > 0).then(|| Duration::from_secs(1) * u32::try_from(clients).unwrap_or(1) / rate);
     let path = folder.join(format!("submit-rate-{}.db", std::process::id()));
     let store = SqliteStore::open(SqliteOptions::at(&path))?;
     let start = Instant::now();
-    let tasks: Vec<_> =
-        (0..clients).map(|_| tokio::spawn(client(store.clone(), submits / clients))).collect();
+    let tasks: Vec<_> = (0..clients)
+        .map(|index| {
+            let offset = pace.unwrap_or_default() * u32::try_from(index).unwrap_or(0)
+                / u32::try_from(clients).unwrap_or(1);
+            tokio::spawn(client(store.clone(), submits / clients, start + offset, pace))
+        })
+        .collect();
     let mut waits = Vec::new();
     for task in tasks {
         waits.extend(task.await??);
@@ -49,12 +59,24 @@ async fn main() -> Outcome<()> {
     Ok(())
 }
 
-async fn client(store: SqliteStore, count: usize) -> Outcome<Vec<Duration>> {
+async fn client(
+    store: SqliteStore,
+    count: usize,
+    first: Instant,
+    pace: Option<Duration>,
+) -> Outcome<Vec<Duration>> {
     let body = br#"{"name": "fit", "image": "docker.io/rackwright/python:1", "array": {"count": 20},
         "command": ["python3", "/job/fit.py"], "args": ["--alpha", "0.1"], "results": true,
         "resources": {"cpu": "500m", "memory": "256MiB"}}"#;
     let mut waits = Vec::with_capacity(count);
+    let mut moment = first;
     for _ in 0..count {
+        if let Some(pace) = pace {
+            moment += pace;
+            tokio::time::sleep_until(moment.into()).await;
+        } else {
+            moment = Instant::now();
+        }
         let submit = Submit {
             owner: Owner::new("ada")?,
             team: Team::new("vision")?,
@@ -63,9 +85,8 @@ async fn client(store: SqliteStore, count: usize) -> Outcome<Vec<Duration>> {
             at_ms: now_ms()?,
             idempotency: None,
         };
-        let start = Instant::now();
         store.submit(submit).await?;
-        waits.push(start.elapsed());
+        waits.push(moment.elapsed());
     }
     Ok(waits)
 }

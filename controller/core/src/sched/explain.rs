@@ -194,7 +194,7 @@ impl Sched {
             .filter(|(node, blockers)| !node.gone && !blockers.iter().any(Blocker::is_permanent))
             .collect();
         let roles = self.roles();
-        let of = format!("{} of {roles} node{}", able.len(), if able.len() == 1 { "" } else { "s" });
+        let of = count(able.len(), &format!("{roles} node"));
         let mut parts = Vec::new();
         let full: Vec<&Node> = with(&able, |blocker| matches!(blocker, Blocker::Full(_)));
         if let Some(best) =
