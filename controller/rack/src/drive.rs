@@ -164,10 +164,11 @@ impl Driver {
         let last = saved::newest_generation(&self.state)?;
         let cluster = &self.wanted.inventory.cluster.name;
         let absent = survey.absent(&self.wanted.inventory);
-        // Differences of nodes that are absent cannot be mended now.
-        let gone: BTreeSet<String> =
-            absent.iter().map(|absent| format!("cluster/node-{}", absent.server)).collect();
-        let objects = objects.into_iter().filter(|of| !gone.contains(&of.step)).collect();
+        // Nodes of servers that did not answer, or were not asked, cannot be mended now.
+        let here: BTreeSet<String> =
+            survey.answered.iter().map(|of| objects::node_step(&of.server)).collect();
+        let mendable = |of: &Difference| !objects::is_node_step(&of.step) || here.contains(&of.step);
+        let objects = objects.into_iter().filter(mendable).collect();
         let plan = plan::build(cluster, last, survey.answered.clone(), absent);
         Ok(Saved { plan, objects })
     }

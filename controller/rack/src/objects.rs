@@ -138,10 +138,20 @@ pub fn all_missing(inventory: &Inventory) -> Vec<Difference> {
 /// The difference of a node that has not its role's marks, or that does not exist.
 pub fn node_difference(node: &str, role: Role) -> Difference {
     Difference {
-        step: format!("cluster/node-{node}"),
+        step: node_step(node),
         summary: format!("register node {node} as {role}"),
         detail: String::new(),
     }
+}
+
+/// The step that registers a node and gives it its marks.
+pub fn node_step(node: &str) -> String {
+    format!("cluster/node-{node}")
+}
+
+/// Whether a step is about a node.
+pub fn is_node_step(step: &str) -> bool {
+    step.starts_with("cluster/node-")
 }
 
 fn name(object: &Value) -> String {
