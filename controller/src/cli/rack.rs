@@ -164,7 +164,11 @@ async fn apply(args: &ApplyArgs, out: Out) -> Result<ExitCode, Report> {
     let started = Instant::now();
     let (driver, watch) = Box::pin(open::driver(&args.place, out)).await?;
     let _lock = driver.state.lock().map_err(open::state)?;
-    let pending = if args.fresh || !args.place.only.is_empty() { None } else { saved::pending(&driver.state).map_err(Report::new)? };
+    let pending = if args.fresh || !args.place.only.is_empty() {
+        None
+    } else {
+        saved::pending(&driver.state).map_err(Report::new)?
+    };
     let (saved, survey) = if let Some(saved) = pending {
         out.say(format_args!(
             "applying the saved plan of generation {}: {} changes",
