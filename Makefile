@@ -34,12 +34,12 @@ lint: tools
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 
+# One set of features for programs and tests: always the whole workspace.
 unit: tools
-	$(CARGO) test --release --locked --workspace --exclude rackwright-tests
-	$(CARGO) test --release --locked -p rackwright-tests --lib --test workspace
+	$(CARGO) test --release --locked --workspace --tests
 
 stories: build ## End-to-end stories on a rack of their own (needs root)
-	$(CARGO) test --release --locked -p rackwright-tests --test stories -- --test-threads=1
+	$(CARGO) test --release --locked --workspace --test stories -- --test-threads=1
 
 golden: ## Regenerate every golden file, then look at `git diff`
-	INSTA_UPDATE=always $(CARGO) test --release --workspace --exclude rackwright-tests
+	INSTA_UPDATE=always $(CARGO) test --release --locked --workspace --tests

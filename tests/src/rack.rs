@@ -10,28 +10,30 @@ pub struct StoryRack {
     rackwright: String,
     inventory: String,
     state: String,
-    folder: PathBuf,
+    repository: PathBuf,
+    folder: tempfile::TempDir,
 }
 
 impl StoryRack {
     /// Writes an inventory like the demo's with a name and a range (`10.79.0`) of its own. Raises nothing yet.
     ///
     /// # Errors
-    /// When the inventory of the checkout cannot be read or the folder not be made.
-    pub fn prepare(repository: &Path, folder: &Path, name: &str, range: &str) -> std::io::Result<Self> {
-        std::fs::create_dir_all(folder)?;
+    /// When the inventory of the checkout cannot be read or a folder not be made.
+    pub fn prepare(repository: &Path, name: &str, range: &str) -> std::io::Result<Self> {
+        let folder = tempfile::Builder::new().prefix(name).tempdir()?;
         let text = std::fs::read_to_string(repository.join("inventory/lab.toml"))?;
         let text = text
             .replace("name = \"lab\"", &format!("name = \"{name}\""))
             .replace("10.77.0", range)
             .replace("/rackwright/lab/", &format!("/rackwright/{name}/"));
-        let inventory = folder.join("inventory.toml");
+        let inventory = folder.path().join("inventory.toml");
         std::fs::write(&inventory, text)?;
         Ok(Self {
             rackwright: product("rackwright")?,
             inventory: inventory.to_string_lossy().into_owned(),
-            state: folder.join("state").to_string_lossy().into_owned(),
-            folder: repository.to_owned(),
+            state: folder.path().join("state").to_string_lossy().into_owned(),
+            repository: repository.to_owned(),
+            folder,
         })
     }
 
@@ -43,7 +45,17 @@ impl StoryRack {
         let with = ["--inventory", &self.inventory];
         let (command, rest) = args.split_at(args.len().min(if args.first() == Some(&"lab") { 2 } else { 1 }));
         let environment = [("XDG_STATE_HOME", self.state.as_str())];
-        shell::outcome(&self.rackwright, &[command, &with, rest].concat(), &environment, &self.folder)
+        shell::outcome(&self.rackwright, &[command, &with, rest].concat(), &environment, &self.repository)
+    }
+
+    /// The rack's inventory, for stories that spoil it.
+    pub fn inventory(&self) -> &Path {
+        Path::new(&self.inventory)
+    }
+
+    /// Where this rack's secrets and plans are.
+    pub fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
     }
 
     /// As [`StoryRack::run`], with the data as JSON; the last line when there are several.

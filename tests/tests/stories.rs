@@ -24,8 +24,7 @@ fn rack(name: &str, range: &str) -> Option<StoryRack> {
         eprintln!("skipped: rack stories need root (sudo make stories)");
         return None;
     }
-    let folder = repository().join("target").join(name);
-    Some(StoryRack::prepare(&repository(), &folder, name, range).unwrap())
+    Some(StoryRack::prepare(&repository(), name, range).unwrap())
 }
 
 fn differences(plan: &Value) -> Vec<String> {
@@ -76,13 +75,11 @@ fn bare_servers_become_a_cluster_that_a_second_apply_leaves_alone_and_drift_name
 
 #[test]
 fn a_bad_inventory_is_refused_with_every_finding_and_nothing_is_touched() {
-    let folder = repository().join("target/story-bad");
-    std::fs::create_dir_all(&folder).unwrap();
-    let rack = StoryRack::prepare(&repository(), &folder, "bad", "10.79.1").unwrap();
-    let path = folder.join("inventory.toml");
-    let text = std::fs::read_to_string(&path).unwrap();
+    let rack = StoryRack::prepare(&repository(), "bad", "10.79.1").unwrap();
+    let path = rack.inventory();
+    let text = std::fs::read_to_string(path).unwrap();
     let text = text.replace("10.79.1.14", "10.79.1.13").replace("memory = \"4GiB\"", "memory = \"4 gigs\"");
-    std::fs::write(&path, text.replace("switch = \"s1\"", "swich = \"s1\"")).unwrap();
+    std::fs::write(path, text.replace("switch = \"s1\"", "swich = \"s1\"")).unwrap();
     let refused = rack.run(&["check"]).unwrap();
     assert_eq!(refused.code, 2, "{}", refused.stderr);
     for word in ["swich", "10.79.1.13", "4 gigs", "inventory.toml:"] {

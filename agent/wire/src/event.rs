@@ -12,7 +12,7 @@ pub const EVENT_VERSION: u32 = 1;
 pub struct Event {
     /// [`EVENT_VERSION`] of the writer.
     pub version: u32,
-    /// Counts up within one plan's journal from 1.
+    /// Rises within one plan's journal, from 1; a resumed apply goes on at the next million.
     pub seq: u64,
     /// Milliseconds since the epoch on the server's clock; for people, never for decisions.
     pub at_ms: u64,

@@ -147,7 +147,12 @@ impl<'a> Attempt<'a> {
     async fn try_image(&self, wanted: &Image) -> Result<Source, SourceError> {
         let watch = self.start("make");
         let inner = wanted.busybox.as_deref().and_then(|name| self.artifacts.lock.artifact(name));
-        let inner = inner.and_then(|artifact| self.artifacts.hit(artifact).ok());
+        let inner = match inner {
+            None => None,
+            Some(artifact) => Some(self.artifacts.hit(artifact).map_err(|_not_there| {
+                SourceError::NoMember { member: artifact.name.clone(), container: "the cache".to_owned() }
+            })?),
+        };
         image::make(wanted, inner.as_ref(), &self.file.with_extension("image"), self.file, watch).await
     }
 }

@@ -147,8 +147,13 @@ impl Artifacts {
         progress: &dyn Progress,
     ) -> Result<(), Error> {
         let mut missing: Vec<&Artifact> = Vec::new();
-        // What is inside an image comes before the image.
-        let inner = wanted.iter().filter_map(|artifact| artifact.image.as_ref()?.busybox.as_deref());
+        // What is inside an image comes before the image, unless the image is there or a bundle has it whole.
+        let in_bundle = |artifact: &Artifact| {
+            let inputs = self.lock.inputs(artifact);
+            self.bundle.as_ref().is_some_and(|bundle| bundle.record(&artifact.name, &inputs).is_some())
+        };
+        let made = wanted.iter().filter(|artifact| !self.is_hit(artifact) && !in_bundle(artifact));
+        let inner = made.filter_map(|artifact| artifact.image.as_ref()?.busybox.as_deref());
         let inner = inner.filter_map(|name| self.lock.artifact(name));
         for artifact in inner.chain(wanted.iter().copied()) {
             if missing.iter().all(|known| known.name != artifact.name) && !self.is_hit(artifact) {

@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
-const BODY: &[u8] = b"the release's bytes";
+/// A program, so that it can play the busybox of an image.
+const BODY: &[u8] = b"#!/bin/sh\necho ash; echo sleep\n";
 
 /// Serves `/good`, `/other` (other bytes), `/short` (closes early) and nothing else, on a port of its own.
 struct Server {
@@ -151,7 +152,7 @@ async fn a_corrupt_cache_file_is_found_and_fetched_again() {
     let artifacts = Artifacts::load_into(&lock, dir.path().join("cache")).unwrap();
     let path = artifacts.ensure(&["thing"], &Silent).await.unwrap().remove(0).path;
     std::fs::remove_file(&path).unwrap();
-    std::fs::write(&path, b"the release's bytez").unwrap();
+    std::fs::write(&path, b"#!/bin/sh\necho ash; echo sleeq\n").unwrap();
     assert!(matches!(artifacts.lookup("thing").unwrap(), Lookup::Corrupt { .. }));
     let told = Told::default();
     let again = artifacts.ensure(&["thing"], &told).await.unwrap().remove(0);
@@ -168,7 +169,7 @@ async fn verify_finds_a_change_that_kept_size_and_time() {
     let path = artifacts.ensure(&["thing"], &Silent).await.unwrap().remove(0).path;
     let time = std::fs::metadata(&path).unwrap().modified().unwrap();
     std::fs::remove_file(&path).unwrap();
-    std::fs::write(&path, b"the release's bytez").unwrap();
+    std::fs::write(&path, b"#!/bin/sh\necho ash; echo sleeq\n").unwrap();
     std::fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
     assert!(matches!(artifacts.lookup("thing").unwrap(), Lookup::Hit(_)), "only hashing can see it");
     assert!(matches!(artifacts.cache().verify().unwrap().as_slice(), [(_, Lookup::Corrupt { .. })]));
@@ -186,6 +187,23 @@ async fn a_bundle_brings_everything_to_a_machine_without_network() {
     let resolved = offline.ensure(&["thing"], &Silent).await.unwrap().remove(0);
     assert_eq!(std::fs::read(&resolved.path).unwrap(), BODY);
     assert!(resolved.bundled);
+    assert_eq!(server.requests.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn an_image_is_made_of_its_busybox_and_travels_in_a_bundle_without_it() {
+    let (dir, server) = (tempfile::tempdir().unwrap(), serve().await);
+    let image = "[artifact.image]\nreference = \"docker.io/rackwright/box:1\"\nuser = \"65534:65534\"\nbusybox = \"thing\"\n";
+    let lock = lock_file(dir.path(), &[("box", image.to_owned()), ("thing", official(&server, "/good"))]);
+    let online = Artifacts::load_into(&lock, dir.path().join("online")).unwrap();
+    let made = online.ensure(&["box"], &Silent).await.unwrap().remove(0);
+    assert_eq!(made.reference.as_deref(), Some("docker.io/rackwright/box:1"));
+    let bundle = dir.path().join("bundle.tar");
+    online.bundle(&["box"], &bundle, &Silent).await.unwrap();
+    let offline = Artifacts::load_into(&lock, dir.path().join("offline")).unwrap().without_official();
+    let offline = offline.with_bundle(Bundle::open(&bundle).unwrap());
+    assert_eq!(offline.ensure(&["box"], &Silent).await.unwrap().remove(0).sha256, made.sha256);
+    assert_eq!(offline.lookup("thing").unwrap(), Lookup::Missing);
     assert_eq!(server.requests.load(Ordering::Relaxed), 1);
 }
 

@@ -7,6 +7,7 @@ use crate::process::{Piece, Process, ProcessInput};
 use crate::progress::News;
 use crate::session::{Output, SessionError};
 use crate::uploads::{Ended, Known, Uploads};
+use crate::urgency::Tier;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
@@ -145,7 +146,9 @@ impl<'a> Conversation<'a> {
                     return;
                 }
                 let (conditions, state) = (&self.apply.conditions, state.clone());
+                let held = self.apply.head_start.hold(Tier::Joining);
                 answers.push(Box::pin(async move {
+                    let _others_wait = held;
                     let reached = conditions.reached(&state).await;
                     (step, reached.map_or_else(|reason| Reply::Refused { reason }, |()| Reply::Reached))
                 }));

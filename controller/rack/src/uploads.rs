@@ -4,9 +4,9 @@
 //! only make the first arrive later.
 
 use crate::agent::Agent;
-use crate::head_start::HeadStart;
+use crate::head_start::{HeadStart, Held};
 use crate::survey::LocalArtifact;
-use crate::urgency;
+use crate::urgency::{self, Tier};
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
@@ -25,8 +25,9 @@ pub type Shelf = Arc<BTreeMap<String, LocalArtifact>>;
 pub(crate) struct Uploads {
     shelf: Shelf,
     head_start: HeadStart,
-    /// Those of the queue and in flight that go first everywhere.
-    first: BTreeSet<String>,
+    tiers: BTreeMap<String, Tier>,
+    /// Those of the queue and in flight that others wait for.
+    held: BTreeMap<String, Held>,
     queue: VecDeque<String>,
     running: FuturesUnordered<BoxFuture<'static, Ended>>,
     in_flight: BTreeSet<String>,
@@ -55,15 +56,20 @@ pub(crate) enum Known {
 impl Uploads {
     /// Queues what differing steps of a plan need, most urgent first.
     pub(crate) fn new(shelf: &Shelf, head_start: &HeadStart, plan: &ServerPlan) -> Self {
-        let order = urgency::order(plan, |sha256| shelf.get(sha256).map(|file| file.bytes));
-        let shared = urgency::shared(plan);
-        let (first, rest): (Vec<_>, Vec<_>) = order.into_iter().partition(|sha256| shared.contains(sha256));
-        head_start.enter(first.len());
+        let tiers: BTreeMap<String, Tier> =
+            urgency::tiers(plan).into_iter().map(|(sha256, tier)| (sha256.to_owned(), tier)).collect();
+        let tier = |sha256: &String| tiers.get(sha256).copied().unwrap_or(Tier::Rest);
+        let mut order = urgency::order(plan, |sha256| shelf.get(sha256).map(|file| file.bytes));
+        // Stable: within a tier the longest chain stays first.
+        order.sort_by_key(tier);
+        let wait_for = |sha256: &String| (sha256.clone(), head_start.hold(tier(sha256)));
+        let held = order.iter().map(wait_for).collect();
         Self {
             shelf: Arc::clone(shelf),
             head_start: head_start.clone(),
-            first: first.iter().cloned().collect(),
-            queue: first.into_iter().chain(rest).collect(),
+            tiers,
+            held,
+            queue: order.into(),
             running: FuturesUnordered::new(),
             in_flight: BTreeSet::new(),
             arrived: BTreeSet::new(),
@@ -93,7 +99,7 @@ impl Uploads {
         let mut started = Vec::new();
         while self.running.len() < AT_ONCE {
             let Some(sha256) = self.queue.front() else { break };
-            if self.head_start.holds() && !self.first.contains(sha256) {
+            if self.head_start.holds(self.tier(sha256)) {
                 break;
             }
             let Some(sha256) = self.queue.pop_front() else { break };
@@ -112,46 +118,37 @@ impl Uploads {
 
     /// The next one that ends; `None` when the head start is over and more may start.
     pub(crate) async fn next(&mut self) -> Option<Ended> {
-        let held = self.running.len() < AT_ONCE && self.head_start.holds();
+        let front = self.queue.front().map_or(Tier::Shared, |sha256| self.tier(sha256));
+        let held = self.running.len() < AT_ONCE && self.head_start.holds(front);
         let ended = tokio::select! {
             Some(ended) = self.running.next() => ended,
-            () = self.head_start.over(), if held => return None,
+            () = self.head_start.over(front), if held => return None,
             else => return std::future::pending().await,
         };
         self.in_flight.remove(&ended.sha256);
         match &ended.result {
             Ok(()) => {
-                self.settle(&ended.sha256);
+                self.held.remove(&ended.sha256);
                 self.arrived.insert(ended.sha256.clone());
             }
             // A new connection sends it again.
             Err((_, true)) => self.queue.push_front(ended.sha256.clone()),
-            Err((_, false)) => self.settle(&ended.sha256),
+            Err((_, false)) => drop(self.held.remove(&ended.sha256)),
         }
         Some(ended)
     }
 
-    /// Nobody needs to wait for this one any more.
-    fn settle(&mut self, sha256: &str) {
-        if self.first.remove(sha256) {
-            self.head_start.leave(1);
-        }
+    fn tier(&self, sha256: &str) -> Tier {
+        self.tiers.get(sha256).copied().unwrap_or(Tier::Rest)
     }
 
     /// The connection is gone: what was on its way starts again on the next one, and nobody waits for it.
     pub(crate) fn disconnected(&mut self) {
-        self.head_start.leave(self.first.len());
-        self.first.clear();
+        self.held.clear();
         self.running = FuturesUnordered::new();
         for sha256 in std::mem::take(&mut self.in_flight) {
             self.queue.push_front(sha256);
         }
-    }
-}
-
-impl Drop for Uploads {
-    fn drop(&mut self) {
-        self.head_start.leave(self.first.len());
     }
 }
 

@@ -34,17 +34,48 @@ pub fn order(plan: &ServerPlan, size: impl Fn(&str) -> Option<u64>) -> Vec<Strin
     order
 }
 
-/// Hashes of the files without which a state of several servers cannot become true: what a step that waits for
-/// such a state needs, however indirectly. Every server waits for them, not only the one that gets them.
-pub fn shared(plan: &ServerPlan) -> BTreeSet<String> {
+/// Who waits for a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Tier {
+    /// Every server: a state of several servers cannot become true without it.
+    Shared,
+    /// This server: what it does once such a state is true cannot be done without it.
+    Joining,
+    /// Nobody in particular.
+    Rest,
+}
+
+/// The tier of each file of a plan, by hash: what a step that waits for a state of several servers needs,
+/// however indirectly, is shared; what steps behind such a wait need is joining.
+pub fn tiers(plan: &ServerPlan) -> BTreeMap<&str, Tier> {
+    let is_wait = |step: &&Step| matches!(&step.kind, StepKind::Wait { state: WaitState::Cluster(_), .. });
+    let waits: Vec<&Step> = plan.steps.iter().filter(is_wait).collect();
+    let mut behind: BTreeSet<&str> = waits.iter().map(|step| step.id.as_str()).collect();
+    // Steps are in an order that respects `needs`: one pass finds everything behind a wait.
+    let mut dependants = Vec::new();
+    for step in &plan.steps {
+        if step.needs.iter().any(|need| behind.contains(need.as_str())) && behind.insert(&step.id) {
+            dependants.push(step);
+        }
+    }
+    let mut tiers: BTreeMap<&str, Tier> =
+        plan.steps.iter().filter_map(artifact_of).map(|sha256| (sha256, Tier::Rest)).collect();
+    for (from, tier) in [(dependants, Tier::Joining), (waits, Tier::Shared)] {
+        for sha256 in files_of(plan, from) {
+            tiers.insert(sha256, tier);
+        }
+    }
+    tiers
+}
+
+/// Files that steps need, however indirectly.
+fn files_of<'p>(plan: &'p ServerPlan, mut open: Vec<&'p Step>) -> BTreeSet<&'p str> {
     let by_id: BTreeMap<&str, &Step> = plan.steps.iter().map(|step| (step.id.as_str(), step)).collect();
-    let is_shared = |step: &&Step| matches!(&step.kind, StepKind::Wait { state: WaitState::Cluster(_), .. });
-    let mut open: Vec<&Step> = plan.steps.iter().filter(is_shared).collect();
     let mut seen: BTreeSet<&str> = BTreeSet::new();
     let mut files = BTreeSet::new();
     while let Some(step) = open.pop() {
         if seen.insert(&step.id) {
-            files.extend(artifact_of(step).map(str::to_owned));
+            files.extend(artifact_of(step));
             open.extend(step.needs.iter().filter_map(|need| by_id.get(need.as_str()).copied()));
         }
     }
@@ -119,17 +150,20 @@ mod tests {
     }
 
     #[test]
-    fn what_a_state_of_several_servers_needs_is_shared() {
+    fn what_a_state_of_several_servers_needs_goes_before_what_joins_and_that_before_the_rest() {
         let mut ready = wait("ready", &["api-unit"]);
         ready.kind = StepKind::Wait { state: WaitState::Cluster("api:ready".to_owned()), timeout_s: 1 };
         let steps = vec![
             artifact("api", "a"),
             artifact("kubelet", "k"),
+            artifact("image", "i"),
             wait("api-unit", &["api"]),
             ready,
             wait("node", &["ready", "kubelet"]),
+            wait("job-image", &["image"]),
         ];
         let plan = ServerPlan { steps, ..plan_of(Vec::new()) };
-        assert_eq!(shared(&plan), BTreeSet::from(["a".to_owned()]));
+        let expected = [("a", Tier::Shared), ("i", Tier::Rest), ("k", Tier::Joining)];
+        assert_eq!(tiers(&plan), BTreeMap::from(expected));
     }
 }
