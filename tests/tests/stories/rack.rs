@@ -1,31 +1,8 @@
-//! End-to-end stories on a rack of their own: real servers, real SSH, real Kubernetes.
-//!
-//! They need root. Without it they are skipped with one line; in CI a skipped story is a failure.
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    reason = "a story fails by panicking, and talks when skipped"
-)]
+//! Bare servers become a cluster; what is there is left alone; what drifted is named.
 
+use crate::{repository, story_rack};
 use rackwright_tests::rack::StoryRack;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
-
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
-}
-
-/// `None`, after a line about it, when the stories cannot run here.
-fn rack(name: &str, range: &str) -> Option<StoryRack> {
-    let root =
-        std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
-    if !root {
-        assert!(std::env::var_os("CI").is_none(), "rack stories need root, also in CI");
-        eprintln!("skipped: rack stories need root (sudo make stories)");
-        return None;
-    }
-    Some(StoryRack::prepare(&repository(), name, range).unwrap())
-}
 
 fn differences(plan: &Value) -> Vec<String> {
     let servers = plan.pointer("/plan/servers").and_then(Value::as_array).cloned().unwrap_or_default();
@@ -41,7 +18,7 @@ fn differences(plan: &Value) -> Vec<String> {
 
 #[test]
 fn bare_servers_become_a_cluster_that_a_second_apply_leaves_alone_and_drift_names_what_was_touched() {
-    let Some(rack) = rack("story", "10.79.0") else { return };
+    let Some(rack) = story_rack("story", "10.79.0") else { return };
     let up = rack.run(&["lab", "up"]).unwrap();
     assert_eq!(up.code, 0, "{}", up.stderr);
 

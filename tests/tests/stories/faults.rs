@@ -1,0 +1,1 @@
+//! What interrupts an apply: killed controllers and agents, reboots, full disks, wrong keys.
