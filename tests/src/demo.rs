@@ -227,11 +227,11 @@ impl Demo {
         let url = format!("https://{}:7443", self.address("control1"));
         format!(
             "  export RACKWRIGHT_URL={url} RACKWRIGHT_CA={folder}/ca.crt RACKWRIGHT_TOKEN_FILE={folder}/vision.token\n\
-             \x20 rackwright job list                                  every job, with what it cost\n\
-             \x20 rackwright job submit tests/demo/hello.json          a job of your own\n\
+             \x20 rackwright job list                                  every job of your team\n\
+             \x20 rackwright job submit tests/demo/hello.json          a job of your own; then `job logs ID`\n\
              \x20 rackwright plan --inventory inventory/lab.toml       nothing to do; change a file on a server and look again\n\
              \x20 rackwright lab kill ml1; rackwright job list         pull a plug\n\
-             \x20 rackwright cost bill                                 who used what\n\
+             \x20 RACKWRIGHT_TOKEN_FILE={folder}/operator.token rackwright cost bill    who used what\n\
              \x20 make demo-down                                       remove everything"
         )
     }

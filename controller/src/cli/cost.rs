@@ -35,7 +35,13 @@ enum Action {
 #[derive(Debug, Args)]
 struct BillArgs {
     /// The inventory, with the contracts.
-    #[arg(long, value_name = "FILE", default_value = "inventory/lab.toml", env = "RACKWRIGHT_INVENTORY")]
+    #[arg(
+        short = 'i',
+        long,
+        value_name = "FILE",
+        default_value = "inventory/lab.toml",
+        env = "RACKWRIGHT_INVENTORY"
+    )]
     inventory: PathBuf,
     /// Dated prices.
     #[arg(long, value_name = "FILE", default_value = "inventory/prices.toml")]

@@ -17,6 +17,7 @@ use std::time::Duration;
 pub(crate) struct LabCommand {
     /// The inventory; its cluster's name is the lab's.
     #[arg(
+        short,
         long,
         value_name = "FILE",
         default_value = "inventory/lab.toml",

@@ -13,6 +13,8 @@ pub(super) struct Findings {
     pub(super) ssh_to_ready_s: f64,
     pub(super) second_apply_changes: u64,
     pub(super) second_apply_s: f64,
+    /// Proportional set size of the agent's units together, on the server where they are heaviest.
+    pub(super) agent_bytes: u64,
     /// Node to dataset to version.
     pub(super) versions: BTreeMap<String, BTreeMap<String, Version>>,
     pub(super) scrub_found: u64,
@@ -94,6 +96,7 @@ impl Findings {
             "ssh_to_ready_s": self.ssh_to_ready_s,
             "second_apply_changes": self.second_apply_changes,
             "second_apply_s": self.second_apply_s,
+            "agent_bytes": self.agent_bytes,
             "versions": versions,
             "scrub": {"found": self.scrub_found, "repaired": self.scrub_repaired},
             "jobs": {
@@ -125,6 +128,11 @@ impl fmt::Display for Findings {
         )?;
         let changes = self.second_apply_changes;
         line(f, "second apply", format!("{changes} changes, {:.2} s", self.second_apply_s))?;
+        line(
+            f,
+            "agent, all its units",
+            format!("{:.1} MB at most (PSS, idle)", megabytes(self.agent_bytes)),
+        )?;
         for (node, sets) in &self.versions {
             let text = sets.iter().map(|(name, v)| {
                 let digest: String = v.digest.chars().take(12).collect();
