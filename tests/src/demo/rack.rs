@@ -29,6 +29,11 @@ const READY: Duration = Duration::from_mins(2);
 impl Demo {
     /// Stage 1.
     pub(super) fn raise_lab(&mut self) -> Result<(), DemoError> {
+        let status = ["lab", "status", "--inventory", &self.inventory];
+        if shell::capture(&self.rackwright, &status).is_ok() {
+            stage::note("the rack of an earlier demo is up; this one starts from bare servers:");
+            self.rackwright(&["lab", "down", "--inventory", &self.inventory])?;
+        }
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         self.since_ms = now.map_or(0, |since| since.as_millis());
         self.rackwright(&["lab", "up", "--inventory", &self.inventory])?.lines().for_each(stage::note);

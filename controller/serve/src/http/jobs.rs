@@ -5,6 +5,7 @@ use crate::api::{Cancelled, Job, JobList, JobSummary, LiveAttempt, Submitted};
 use crate::app::{App, busy};
 use crate::auth::Caller;
 use crate::brain::{Input, now_ms};
+use crate::history;
 use crate::problem::Problem;
 use crate::seen::PodState;
 use crate::world::World;
@@ -14,9 +15,12 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use rackwright_core::job::{DatasetPin, Finding, JobPhase, JobSpec, Outcome, VersionWanted};
 use rackwright_core::sched::{Explanation, Sched};
-use rackwright_store::{AuditRow, IdempotencyKey, JobQuery, JobRow, Role, Store as _, StoreError, Submit};
+use rackwright_store::{
+    AttemptRow, AuditRow, IdempotencyKey, JobQuery, JobRow, Role, Store as _, StoreError, Submit,
+};
 use rackwright_wire::id::JobId;
 use serde::Deserialize;
+use std::collections::HashSet;
 use tokio::sync::oneshot;
 
 /// Attempts that one answer shows at most.
@@ -224,16 +228,28 @@ pub(super) async fn show(
 ) -> Result<Json<Job>, Problem> {
     let id = job_id(&id)?;
     let row = visible(&app, &caller, id).await?;
-    let ended = app.store.attempts(id, ATTEMPTS, None).await.map_err(unlisted)?;
-    let (live, waiting) = app.ask(move |sched, world| (live(sched, world, id), sentence(sched, id))).await?;
+    let (mut live, unarchived, waiting) =
+        app.ask(move |sched, world| (live(sched, world, id), ended(sched, id), sentence(sched, id))).await?;
+    // Asked last: what is archived in between is then found here at least.
+    let mut attempts = app.store.attempts(id, ATTEMPTS, None).await.map_err(unlisted)?.rows;
+    let archived: HashSet<_> = attempts.iter().map(|row| row.pod).collect();
+    live.retain(|view| !archived.contains(&view.pod));
+    attempts.extend(unarchived.into_iter().filter(|row| !archived.contains(&row.pod)));
     Ok(Json(Job {
         job: JobSummary::of(&row),
         spec: row.record.spec,
         datasets: row.record.datasets,
-        attempts: ended.rows,
+        attempts,
         live,
         waiting,
     }))
+}
+
+/// Attempts that have ended and are not in the history yet: whoever saw a job end sees how. Their logs are still
+/// with their pods.
+fn ended(sched: &Sched, job: JobId) -> Vec<AttemptRow> {
+    let ended = sched.attempts(job).into_iter().filter(|view| view.outcome.is_some());
+    ended.filter_map(|view| history::row(sched, view.pod, String::new())).collect()
 }
 
 /// Attempts of a job whose pods are there and have not ended.
