@@ -57,13 +57,13 @@ enum Command {
     },
     /// Serve the data plane.
     Data {
-        /// TOML, see the operators' guide.
+        /// TOML, as playbooks/10-agent.toml writes it.
         #[arg(long, default_value = "/etc/rackwright/data.toml")]
         config: PathBuf,
     },
     /// Serve the kubelet's volumes and seal what jobs leave behind.
     Node {
-        /// TOML, see the operators' guide.
+        /// TOML, as playbooks/10-agent.toml writes it.
         #[arg(long, default_value = "/etc/rackwright/node.toml")]
         config: PathBuf,
     },

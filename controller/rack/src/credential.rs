@@ -45,7 +45,7 @@ impl CredentialError {
         match self {
             Self::Rsa { .. } => {
                 "make an Ed25519 key with `ssh-keygen -t ed25519`, add its .pub line to root's authorized_keys on \
-                 every server, and name it as ssh.key in the inventory; RSA is left out on purpose (docs: SSH keys)"
+                 every server, and name it as ssh.key in the inventory; RSA is left out on purpose (docs/operators.md)"
             }
             Self::Encrypted { .. } => {
                 "load it with `ssh-add` and leave ssh.key out of the inventory: keys of a running ssh-agent are used"

@@ -106,9 +106,10 @@ const EVICTION: Bytes = Bytes::mib(100);
 
 /// Divides a measured server.
 ///
-/// Defaults: system 1/32, kube 1/16 and data 1/16 of what is allowed, within bounds that were seen to hold on
-/// small servers (an idle kubelet with containerd takes some 120 MiB) and that stop growing on large ones. Control
-/// servers keep a quarter for the control plane, data and results servers half for their databases.
+/// Defaults, of what is allowed: system 1/32; kube 1/32 of the CPUs and 1/16 of the memory; data 1/16; within bounds
+/// that were seen to hold on small servers (an idle kubelet with containerd takes some 120 MiB) and that stop growing
+/// on large ones. Control servers keep a quarter for the control plane, data and results servers half for their
+/// databases. docs/operators.md has the table.
 pub fn reserve(set: &Reservations, facts: &Facts, role: Role) -> Result<Reserved, TooSmall> {
     let capacity = Amount::new(u64::from(facts.cpu.logical) * 1000, facts.memory.total_bytes);
     let allowed = Amount::new(
