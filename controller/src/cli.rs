@@ -15,7 +15,12 @@ use std::process::ExitCode;
 
 /// Kubernetes racks on rented servers, for ML.
 #[derive(Debug, Parser)]
-#[command(name = "rackwright", version, propagate_version = true)]
+#[command(
+    name = "rackwright",
+    version,
+    propagate_version = true,
+    after_help = "Exit codes, and what to do about every [code]: docs/codes.md"
+)]
 pub(crate) struct Cli {
     /// Print data as JSON on stdout.
     #[arg(long, global = true)]
@@ -59,7 +64,7 @@ impl Cli {
         log_to_stderr(self.verbose);
         let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
             Ok(runtime) => runtime,
-            Err(cause) => return failed(out, &Report::new(cause)),
+            Err(cause) => return failed(out, &Report::new(format!("start the runtime: {cause}"))),
         };
         runtime.block_on(self.command.run(out)).unwrap_or_else(|report| failed(out, &report))
     }

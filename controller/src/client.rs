@@ -52,9 +52,9 @@ pub(crate) enum ClientError {
         /// Why.
         source: reqwest::Error,
     },
-    /// The controller answered with a problem.
-    #[error("{detail} [{code}]", detail = .0.detail, code = .0.code)]
-    Problem(Box<ProblemBody>),
+    /// The controller answered with a problem, and with all that is wrong with the body, a line each.
+    #[error("do what was asked: {detail} [{code}]{findings}", detail = .0.detail, code = .0.code, findings = .1)]
+    Problem(Box<ProblemBody>, String),
     /// The answer is not what this version understands.
     #[error("understand the answer of {url}")]
     Answer {
@@ -155,7 +155,7 @@ impl Client {
             request = request.header("Idempotency-Key", key);
         }
         let response = request.send().await.map_err(|source| {
-            Report::new(ClientError::Reach { url: url.clone(), source })
+            Report::new(ClientError::Reach { url: url.clone(), source: source.without_url() })
                 .help("is RACKWRIGHT_URL right, RACKWRIGHT_CA the CA that signed its certificate, and the controller up?")
         })?;
         if response.status().is_success() { Ok(response) } else { Err(refused(url, response).await) }
@@ -165,8 +165,9 @@ impl Client {
         Ok(response.json().await.map_err(|source| self.unread(source))?)
     }
 
-    fn unread(&self, source: reqwest::Error) -> ClientError {
-        ClientError::Answer { url: self.url.clone(), source }
+    /// Why an answer that began well could not be read to its end.
+    pub(crate) fn unread(&self, source: reqwest::Error) -> ClientError {
+        ClientError::Answer { url: self.url.clone(), source: source.without_url() }
     }
 }
 
@@ -176,16 +177,17 @@ async fn refused(url: String, response: Response) -> Report {
     let body = match response.json::<ProblemBody>().await {
         Ok(body) => body,
         Err(source) => {
+            let source = source.without_url();
             return Report::new(ClientError::Answer { url, source }).help(format!("it answered {status}"));
         }
     };
-    let mut body = body;
+    let mut findings = String::new();
     for finding in &body.findings {
-        let _infallible = write!(body.detail, "\n  {finding}");
+        let _infallible = write!(findings, "\n  {finding}");
     }
     let hint = body.hint.clone();
     let bad_input = matches!(status, StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY);
-    let mut report = Report::new(ClientError::Problem(Box::new(body)));
+    let mut report = Report::new(ClientError::Problem(Box::new(body), findings));
     if let Some(hint) = hint {
         report = report.help(hint);
     }
@@ -199,14 +201,20 @@ fn settings() -> Result<Settings, Report> {
         return Ok(Settings::default());
     };
     match std::fs::read_to_string(&path) {
-        Ok(text) => Ok(toml::from_str(&text).map_err(file(&path))?),
+        Ok(text) => {
+            toml::from_str(&text).map_err(|cause| Report::new(file(&path)(cause)).exit(Report::BAD_INPUT))
+        }
         Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(Settings::default()),
         Err(cause) => Err(file(&path)(cause).into()),
     }
 }
 
 fn read(path: &Path) -> Result<String, Report> {
-    Ok(std::fs::read_to_string(path).map_err(file(path))?)
+    std::fs::read_to_string(path).map_err(|cause| {
+        Report::new(file(path)(cause))
+            .help("RACKWRIGHT_CA, RACKWRIGHT_TOKEN_FILE or client.toml name it")
+            .exit(Report::BAD_INPUT)
+    })
 }
 
 fn file<E: Into<Box<dyn std::error::Error + Send + Sync>>>(path: &Path) -> impl Fn(E) -> ClientError {

@@ -1,4 +1,5 @@
-//! One printer for every failure: what failed, its causes a line each, and what helps.
+//! One printer for every failure: what failed, its causes a line each, and what helps. Every text is a fragment that
+//! reads after "failed to".
 
 use std::error::Error;
 use std::fmt;
@@ -48,10 +49,10 @@ impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}", self.error)?;
+        write!(f, "error: failed to {}", self.error)?;
         let mut cause = self.error.source();
         while let Some(inner) = cause {
-            write!(f, "\n  caused by: {inner}")?;
+            write!(f, "\n  caused by: {}", inner.to_string().trim_end().replace('\n', "\n  "))?;
             cause = inner.source();
         }
         if let Some(help) = &self.help {

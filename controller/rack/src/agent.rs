@@ -70,7 +70,7 @@ pub enum AgentError {
         refused: bool,
     },
     /// The answer is no answer.
-    #[error("understand what the agent on {server} answered to {what}")]
+    #[error("understand what the agent on {server} answered to {what:?}")]
     Answer {
         /// What was asked.
         what: String,
@@ -133,7 +133,7 @@ impl Agent {
         } else {
             first
         };
-        let facts = agent.answer("facts", &output)?;
+        let facts = agent.answer("read the facts", &output)?;
         Ok((agent, facts))
     }
 
@@ -190,7 +190,10 @@ impl Agent {
     pub fn complaint(&self, what: &str, output: &Output) -> AgentError {
         let line = output.stderr.lines().rev().find(|line| line.starts_with('{')).unwrap_or_default();
         let (code, error) = match serde_json::from_str::<Complaint>(line) {
-            Ok(complaint) => (complaint.code, complaint.error),
+            Ok(Complaint { code, error }) => {
+                let error = format!("{error} [{code}]");
+                (code, error)
+            }
             Err(_) if output.stderr.trim().is_empty() => {
                 (String::new(), format!("exit status {}", output.status))
             }

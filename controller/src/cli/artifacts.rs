@@ -192,7 +192,12 @@ fn report(error: Error) -> Report {
         Error::NoSource { .. } => {
             "what was finished is kept; run the same command again after mending one source"
         }
-        Error::Lock { .. } | Error::Unknown { .. } => {
+        Error::Lock { .. } => {
+            return Report::new(error)
+                .help("mend the lockfile, or name another with --lock")
+                .exit(Report::BAD_INPUT);
+        }
+        Error::Unknown { .. } => {
             return Report::new(error)
                 .help("`rackwright artifacts list` shows the lock")
                 .exit(Report::BAD_INPUT);

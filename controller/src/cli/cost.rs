@@ -168,11 +168,12 @@ fn inventory(path: &Path) -> Result<Inventory, Report> {
 
 fn json_file<T: DeserializeOwned>(path: &Path) -> Result<T, Report> {
     let json = |source| BillError::Json { path: path.to_owned(), source };
-    Ok(serde_json::from_str(&read(path)?).map_err(json)?)
+    serde_json::from_str(&read(path)?).map_err(|cause| Report::new(json(cause)).exit(Report::BAD_INPUT))
 }
 
 fn read(path: &Path) -> Result<String, Report> {
-    Ok(std::fs::read_to_string(path).map_err(|source| BillError::Read { path: path.to_owned(), source })?)
+    let unread = |source| BillError::Read { path: path.to_owned(), source };
+    std::fs::read_to_string(path).map_err(|cause| Report::new(unread(cause)).exit(Report::BAD_INPUT))
 }
 
 /// A finished bill, ready to be shown.

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use rackwright_core::job::{JobPhase, Outcome};
 use rackwright_core::sched::Explanation;
 use rackwright_serve::api::{Cancelled, Job, JobList, JobSummary, Queue, Submitted};
+use rackwright_wire::id::JobId;
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
@@ -31,25 +32,25 @@ pub(crate) enum JobCommand {
     /// Show one job with its attempts.
     Show {
         /// The job's id.
-        id: String,
+        id: JobId,
     },
     /// Say why a job waits, server by server.
     Explain {
         /// The job's id.
-        id: String,
+        id: JobId,
     },
     /// Print what one task said.
     Logs(LogArgs),
     /// End a job.
     Cancel {
         /// The job's id.
-        id: String,
+        id: JobId,
     },
     /// Wait until jobs have ended; exit 3 when one did not succeed, 4 when time ran out.
     Wait {
         /// Job ids.
         #[arg(required = true)]
-        ids: Vec<String>,
+        ids: Vec<JobId>,
         /// Give up after so many seconds.
         #[arg(long, default_value_t = 3600)]
         timeout_s: u64,
@@ -149,7 +150,7 @@ pub(crate) struct ListArgs {
 #[derive(Debug, Args)]
 pub(crate) struct LogArgs {
     /// The job's id.
-    id: String,
+    id: JobId,
     /// Task index; rank in a gang.
     #[arg(long, default_value_t = 0)]
     task: u32,
@@ -252,11 +253,19 @@ fn body(args: &SubmitArgs) -> Result<Value, Report> {
     Ok(Value::Object(body))
 }
 
+/// A job file that is of no use.
+#[derive(Debug, thiserror::Error)]
+#[error("read the job in {}", path.display())]
+struct Unread {
+    path: PathBuf,
+    #[source]
+    cause: Box<dyn std::error::Error + Send + Sync>,
+}
+
 fn read(path: &std::path::Path) -> Result<Map<String, Value>, Report> {
     let bad = |cause: Box<dyn std::error::Error + Send + Sync>| {
-        Report::new(cause)
-            .help(format!("{} should hold one JSON object", path.display()))
-            .exit(Report::BAD_INPUT)
+        let unread = Unread { path: path.to_owned(), cause };
+        Report::new(unread).help("it holds one JSON object, or is `-` for stdin").exit(Report::BAD_INPUT)
     };
     let mut text = String::new();
     if path.as_os_str() == "-" {
@@ -279,7 +288,7 @@ fn environment(pairs: &[String]) -> Result<Value, Report> {
     let mut map = Map::new();
     for pair in pairs {
         let (name, value) = pair.split_once('=').ok_or_else(|| {
-            Report::new(format!("failed to read {pair:?} as environment"))
+            Report::new(format!("read {pair:?} as environment"))
                 .help("write it like KEY=VALUE")
                 .exit(Report::BAD_INPUT)
         })?;
@@ -328,7 +337,7 @@ async fn logs(client: &Client, args: &LogArgs, out: Out) -> Result<ExitCode, Rep
         return Ok(ExitCode::SUCCESS);
     }
     let mut response = client.open(&format!("{path}&follow=true")).await?;
-    while let Some(chunk) = response.chunk().await? {
+    while let Some(chunk) = response.chunk().await.map_err(|source| client.unread(source))? {
         let mut stdout = std::io::stdout().lock();
         if stdout.write_all(&chunk).and_then(|()| stdout.flush()).is_err() {
             break;
@@ -337,7 +346,7 @@ async fn logs(client: &Client, args: &LogArgs, out: Out) -> Result<ExitCode, Rep
     Ok(ExitCode::SUCCESS)
 }
 
-async fn wait(client: &Client, ids: &[String], limit: Duration, out: Out) -> Result<ExitCode, Report> {
+async fn wait(client: &Client, ids: &[JobId], limit: Duration, out: Out) -> Result<ExitCode, Report> {
     let deadline = tokio::time::Instant::now() + limit;
     let mut code = ExitCode::SUCCESS;
     for id in ids {

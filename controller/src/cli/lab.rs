@@ -203,7 +203,7 @@ fn ssh(lab: &Lab, name: &str, command: &[String]) -> Report {
     ssh.arg("-o").arg(format!("UserKnownHostsFile={}", lab.known_hosts_path().display()));
     ssh.args(["-o", "StrictHostKeyChecking=yes", "-o", "LogLevel=ERROR"]);
     ssh.arg(format!("root@{address}")).args(command);
-    Report::new(ssh.exec()).help("`ssh` comes with the package openssh-client")
+    Report::new(format!("run ssh: {}", ssh.exec())).help("`ssh` comes with the package openssh-client")
 }
 
 /// Reads what the lab needs of an inventory.
@@ -211,12 +211,15 @@ fn spec(file: &PathBuf) -> Result<LabSpec, Report> {
     let named = file.display().to_string();
     let text = std::fs::read_to_string(file)
         .map_err(|cause| LabError::File { action: "read", path: file.clone(), cause })
-        .map_err(|error| Report::new(error).exit(Report::BAD_INPUT))?;
+        .map_err(|error| {
+            let help = "inventory/lab.toml is one for a lab; name yours with --inventory";
+            Report::new(error).help(help).exit(Report::BAD_INPUT)
+        })?;
     let inventory = Inventory::parse(&named, &text).map_err(|findings| {
         let lines: Vec<String> = findings.iter().map(ToString::to_string).collect();
         Report::new(format!("accept the inventory:\n{}", lines.join("\n"))).exit(Report::BAD_INPUT)
     })?;
-    spec_of(&inventory).map_err(report)
+    spec_of(&inventory).map_err(|error| report(error).help("inventory/lab.toml is one for a lab"))
 }
 
 fn spec_of(inventory: &Inventory) -> Result<LabSpec, LabError> {

@@ -249,11 +249,11 @@ fn consent(args: &ApplyArgs, lints: &[Lint]) -> Result<(), Report> {
     }
     Out::new(false).say("apply this? [y/N]");
     let mut answer = String::new();
-    stdin.lock().read_line(&mut answer).map_err(Report::new)?;
+    stdin.lock().read_line(&mut answer).map_err(|cause| Report::new(format!("read the answer: {cause}")))?;
     if matches!(answer.trim(), "y" | "Y" | "yes") {
         return Ok(());
     }
-    Err(Report::new("apply: nobody said yes").help("the plan is saved: `rackwright apply` takes it up"))
+    Err(Report::new("get a yes for this plan").help("the plan is saved: `rackwright apply` takes it up"))
 }
 
 async fn status(place: &Place, out: Out) -> Result<ExitCode, Report> {

@@ -89,12 +89,13 @@ pub(crate) async fn run(command: ServeCommand, out: Out) -> Result<ExitCode, Rep
 /// Serves until it is told to stop.
 async fn serve(path: &std::path::Path, out: Out) -> Result<ExitCode, Report> {
     let config = Config::read(path).map_err(|cause| Report::new(cause).exit(Report::BAD_INPUT))?;
-    let mut terminated = signal(SignalKind::terminate())?;
+    let deaf = |cause: std::io::Error| Report::new(format!("listen for signals: {cause}"));
+    let mut terminated = signal(SignalKind::terminate()).map_err(deaf)?;
     let server = Server::start(config).await?;
     out.say(format_args!("serving on https://{}", server.address()));
     tokio::select! {
         _ = terminated.recv() => {}
-        interrupted = tokio::signal::ctrl_c() => interrupted?,
+        interrupted = tokio::signal::ctrl_c() => interrupted.map_err(deaf)?,
     }
     out.say("stopping");
     server.stop().await;

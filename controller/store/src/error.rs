@@ -1,4 +1,4 @@
-//! What can go wrong with the store.
+//! What can go wrong with the store; texts read after "failed to".
 
 use rackwright_wire::id::JobId;
 use std::path::PathBuf;
@@ -7,25 +7,25 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The idempotency key stands for another body.
-    #[error("idempotency key was used for another body, by {first}")]
+    #[error("use the idempotency key for another body than that of {first}")]
     KeyReused {
         /// The job that the key made.
         first: JobId,
     },
     /// Something that is created once exists with other content.
-    #[error("{what} exists with other content")]
+    #[error("create {what}: it exists with other content")]
     Exists {
         /// What, with its name.
         what: String,
     },
     /// There is no such row.
-    #[error("{what} is not known")]
+    #[error("find {what}")]
     Unknown {
         /// What, with its name.
         what: String,
     },
     /// A job depends on one that did not succeed, or that was never accepted.
-    #[error("dependency {job} {why}")]
+    #[error("depend on {job}: it {why}")]
     Dependency {
         /// The dependency.
         job: JobId,
@@ -33,25 +33,25 @@ pub enum StoreError {
         why: String,
     },
     /// A cursor that no listing gave out.
-    #[error("cursor {cursor:?} was not given out by this listing")]
+    #[error("use the cursor {cursor:?}: this listing did not give it out")]
     Cursor {
         /// What was given.
         cursor: String,
     },
     /// More requests wait than the queue holds; try again.
-    #[error("{waiting} requests wait for the disk already")]
+    #[error("queue one more request: {waiting} wait for the disk already")]
     Busy {
         /// The queue's length.
         waiting: usize,
     },
     /// The disk is full.
-    #[error("no space is left for {path}")]
+    #[error("write {path}: no space is left")]
     DiskFull {
         /// The database file.
         path: PathBuf,
     },
     /// The file was written by a newer build.
-    #[error("{path} has schema {found}, this build knows up to {known}")]
+    #[error("open {path}: it has schema {found}, this build knows up to {known}")]
     Newer {
         /// The database file.
         path: PathBuf,
@@ -61,7 +61,7 @@ pub enum StoreError {
         known: u32,
     },
     /// The file is damaged.
-    #[error("{path} is damaged: {finding}")]
+    #[error("open {path}: it is damaged: {finding}")]
     Damaged {
         /// The database file.
         path: PathBuf,
@@ -69,7 +69,7 @@ pub enum StoreError {
         finding: String,
     },
     /// A stored row cannot be read.
-    #[error("row of {table} cannot be read")]
+    #[error("read a row of {table}")]
     Row {
         /// The table.
         table: &'static str,
@@ -87,7 +87,7 @@ pub enum StoreError {
         source: rusqlite::Error,
     },
     /// The store's thread has ended.
-    #[error("store is closed")]
+    #[error("reach the store: it is closed")]
     Closed,
     /// The store's folder or lock could not be used.
     #[error("{doing} {path}")]

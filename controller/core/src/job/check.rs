@@ -35,7 +35,8 @@ impl Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}: {} ({})", self.field, self.message, self.hint)
+        let field = if self.field.is_empty() { "the body" } else { self.field.as_str() };
+        write!(formatter, "{field}: {} ({})", self.message, self.hint)
     }
 }
 

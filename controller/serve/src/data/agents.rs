@@ -36,6 +36,7 @@ struct SetList {
 /// The part of an agent's problem that people read.
 #[derive(Debug, Deserialize)]
 struct Refusal {
+    code: String,
     title: String,
 }
 
@@ -123,7 +124,8 @@ async fn send(what: &'static str, server: &str, request: RequestBuilder) -> Resu
     if status.is_success() {
         return Ok(text);
     }
-    let title = serde_json::from_str::<Refusal>(&text).map_or(text, |refusal| refusal.title);
+    let title = serde_json::from_str::<Refusal>(&text)
+        .map_or(text, |refusal| format!("{} [{}]", refusal.title, refusal.code));
     Err(failed(format!("it answered {}: {title}", status.as_u16()).into()))
 }
 

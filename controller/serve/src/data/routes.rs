@@ -1,9 +1,9 @@
 //! The data plane over HTTP: what is published and held, and operations to start and follow.
 
 use super::publish::Operation;
-use super::{DataPlane, Error, Seen, settings};
+use super::{DataPlane, Seen, settings};
 use crate::auth::Caller;
-use crate::problem::{Chain, Problem};
+use crate::problem::Problem;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
@@ -117,7 +117,7 @@ async fn sync(
 ) -> Result<(StatusCode, Json<Operation>), Problem> {
     caller.require(Role::Operator)?;
     let uplink =
-        wanted.uplink.as_deref().map(settings::bits_per_s).transpose().map_err(|error| bad_input(&error))?;
+        wanted.uplink.as_deref().map(settings::bits_per_s).transpose().map_err(|_no_rate| no_rate())?;
     let id = plane.start_sync(wanted.datasets, uplink);
     Ok((StatusCode::ACCEPTED, find(&plane, id)?))
 }
@@ -149,8 +149,9 @@ fn find(plane: &DataPlane, id: u64) -> Result<Json<Operation>, Problem> {
     })
 }
 
-fn bad_input(error: &Error) -> Problem {
-    Problem::new(StatusCode::BAD_REQUEST, "bad-input", format!("failed to {}", Chain(error)))
+fn no_rate() -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "bad-input", "uplink is no rate")
+        .hint("write a whole number with kbit, mbit or gbit, such as 200mbit")
 }
 
 impl Operation {

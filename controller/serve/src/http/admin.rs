@@ -46,7 +46,8 @@ pub(super) async fn revoke(
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
 ) -> Result<Json<Token>, Problem> {
-    let missing = || Problem::not_found(format_args!("token {id}")).hint("GET /v1/tokens lists them");
+    let missing =
+        || Problem::not_found(format_args!("token {id}")).hint("`rackwright serve token list` lists them");
     match app.store.revoke_token(&id, now_ms()).await {
         Ok(()) => {}
         Err(StoreError::Unknown { .. }) => return Err(missing()),

@@ -12,7 +12,7 @@ use rackwright_lab::{Lab, LabName};
 use rackwright_rack::agent::AgentBinary;
 use rackwright_rack::connect::{FirstUse, Rack};
 use rackwright_rack::drive::{Driver, now_s};
-use rackwright_rack::ledger::HostLedger;
+use rackwright_rack::ledger::{HostLedger, LedgerError};
 use rackwright_rack::pki::Authorities;
 use rackwright_rack::progress::Teller;
 use rackwright_rack::ramp::Patience;
@@ -172,6 +172,9 @@ fn provider(inventory: &Inventory) -> Provider {
 fn setup(error: SetupError) -> Report {
     let help = match &error {
         SetupError::Credential(error) => Some(error.help().to_owned()),
+        SetupError::Ledger(LedgerError::Contradiction { server, .. }) => Some(format!(
+            "if {server} was reinstalled on purpose, remove [hosts.{server}] from hosts.toml in the cluster's state folder"
+        )),
         SetupError::Ledger(_) => None,
         SetupError::Secret { .. } => Some("set the variable, or write the file, and run again".to_owned()),
     };
@@ -209,7 +212,7 @@ fn own(name: &str, binary: &AgentBinary) -> Result<LocalArtifact, Report> {
 }
 
 fn own_path() -> Result<PathBuf, Report> {
-    std::env::current_exe().map_err(Report::new)
+    std::env::current_exe().map_err(|cause| Report::new(format!("find this program's own file: {cause}")))
 }
 
 fn beside(name: &str) -> Result<PathBuf, Report> {
