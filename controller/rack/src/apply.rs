@@ -146,7 +146,11 @@ impl Apply {
     fn failed(&self, server: &str, error: &AgentError) -> ServerOutcome {
         let reason = chain(error);
         self.teller.tell(server, News::Absent { reason: reason.clone() });
-        ServerOutcome::Refused { reason }
+        if matches!(error, AgentError::Failed { refused: true, .. }) {
+            return ServerOutcome::Refused { reason };
+        }
+        // What became of the plan is not known: the next apply asks, and goes on.
+        ServerOutcome::Absent { reason }
     }
 }
 

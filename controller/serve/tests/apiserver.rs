@@ -1,10 +1,12 @@
 //! The controller against a real apiserver and etcd. There is no kubelet: the test is the node, and
-//! writes what one would write. Needs a folder with `etcd` and `kube-apiserver` in
-//! `RACKWRIGHT_TEST_BINARIES`; without it the test says so and passes.
+//! writes what one would write. The programs are those of the lock, from this machine's cache; before
+//! `rackwright artifacts fetch` has had them built once, the test says so and passes.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use rackwright_artifacts::Artifacts;
+use rackwright_artifacts::cache::{Cache, Lookup};
 use rackwright_serve::config::{Jobs, Kubernetes, Limits, Tls};
 use rackwright_serve::{Config, Server};
 use serde_json::{Value, json};
@@ -26,9 +28,24 @@ impl Drop for Process {
     }
 }
 
+struct Binaries {
+    etcd: PathBuf,
+    apiserver: PathBuf,
+}
+
+fn binaries() -> Option<Binaries> {
+    let lock = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../artifacts.lock");
+    let artifacts = Artifacts::load_into(&lock, Cache::default_dir()).unwrap();
+    let find = |name: &str| match artifacts.lookup(name).unwrap() {
+        Lookup::Hit(found) => Some(found.path),
+        Lookup::Missing | Lookup::Corrupt { .. } => None,
+    };
+    Some(Binaries { etcd: find("etcd")?, apiserver: find("kube-apiserver")? })
+}
+
 struct Control {
     folder: tempfile::TempDir,
-    binaries: PathBuf,
+    binaries: Binaries,
     etcd_port: u16,
     port: u16,
     _etcd: Process,
@@ -47,11 +64,11 @@ fn spawn(program: &Path, log: &Path, arguments: &[String]) -> Process {
 }
 
 impl Control {
-    fn start(binaries: PathBuf) -> Self {
+    fn start(binaries: Binaries) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (etcd_port, peer_port, port) = (free_port(), free_port(), free_port());
         let etcd = spawn(
-            &binaries.join("etcd"),
+            &binaries.etcd,
             &folder.path().join("etcd.log"),
             &[
                 format!("--data-dir={}", folder.path().join("etcd").display()),
@@ -82,7 +99,7 @@ impl Control {
     fn start_apiserver(&mut self) {
         let file = |name: &str| self.folder.path().join(name).display().to_string();
         let process = spawn(
-            &self.binaries.join("kube-apiserver"),
+            &self.binaries.apiserver,
             &self.folder.path().join("apiserver.log"),
             &[
                 format!("--etcd-servers=http://127.0.0.1:{}", self.etcd_port),
@@ -143,7 +160,7 @@ struct Rig {
 }
 
 impl Rig {
-    async fn start(binaries: PathBuf) -> Self {
+    async fn start(binaries: Binaries) -> Self {
         let _first_wins = rustls::crypto::ring::default_provider().install_default();
         let control = Control::start(binaries);
         let client = control.client().await;
@@ -236,8 +253,8 @@ fn ended(exit_code: i32) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_real_apiserver_takes_our_pods_and_may_be_away() {
-    let Some(binaries) = std::env::var_os("RACKWRIGHT_TEST_BINARIES").map(PathBuf::from) else {
-        eprintln!("skipped: RACKWRIGHT_TEST_BINARIES names no folder with etcd and kube-apiserver");
+    let Some(binaries) = binaries() else {
+        eprintln!("skipped: etcd and kube-apiserver are not in the cache; see `rackwright artifacts fetch`");
         return;
     };
     let mut rig = Rig::start(binaries).await;

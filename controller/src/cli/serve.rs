@@ -125,6 +125,11 @@ async fn token(command: TokenCommand, out: Out) -> Result<ExitCode, Report> {
 }
 
 async fn create_in(path: PathBuf, wanted: TokenWanted) -> Result<TokenMade, Report> {
+    if !path.is_file() {
+        return Err(Report::new(format!("find the store {}", path.display()))
+            .help("the service makes it at its first start")
+            .exit(Report::BAD_INPUT));
+    }
     let store = SqliteStore::open(SqliteOptions::at(path))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);

@@ -141,6 +141,11 @@ impl DataPlane {
         id
     }
 
+    /// Whether a dataset of this name is configured.
+    pub(super) fn knows_dataset(&self, name: &str) -> bool {
+        self.inner.datasets.iter().any(|dataset| dataset.name == name)
+    }
+
     fn note(&self, id: u64, change: impl FnOnce(&mut Operation)) {
         if let Some(operation) = self.state().operations.get_mut(&id) {
             change(operation);
@@ -148,8 +153,7 @@ impl DataPlane {
     }
 
     async fn sync(&self, id: u64, names: &[String], uplink: Option<u64>) -> Result<(), Error> {
-        let known = |name: &String| self.inner.datasets.iter().any(|dataset| dataset.name == *name);
-        if let Some(unknown) = names.iter().find(|name| !known(name)) {
+        if let Some(unknown) = names.iter().find(|name| !self.knows_dataset(name)) {
             return Err(Error::Unknown(format!("dataset {unknown:?}")));
         }
         let _one_at_a_time = self.inner.publishing.lock().await;

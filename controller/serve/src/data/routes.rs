@@ -118,6 +118,11 @@ async fn sync(
     caller.require(Role::Operator)?;
     let uplink =
         wanted.uplink.as_deref().map(settings::bits_per_s).transpose().map_err(|_no_rate| no_rate())?;
+    for name in &wanted.datasets {
+        if !plane.knows_dataset(name) {
+            return Err(unknown("dataset", name));
+        }
+    }
     let id = plane.start_sync(wanted.datasets, uplink);
     Ok((StatusCode::ACCEPTED, find(&plane, id)?))
 }
@@ -147,6 +152,11 @@ fn find(plane: &DataPlane, id: u64) -> Result<Json<Operation>, Problem> {
         Problem::new(StatusCode::NOT_FOUND, "not-found", format!("there is no operation {id}"))
             .hint("the newest 100 are kept, until the controller restarts")
     })
+}
+
+fn unknown(what: &str, name: &str) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "bad-input", format!("there is no {what} {name:?}"))
+        .hint("`rackwright data status` names those that there are")
 }
 
 fn no_rate() -> Problem {

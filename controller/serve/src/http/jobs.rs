@@ -199,9 +199,10 @@ pub(super) async fn list(
 /// A word that stands for a value of an enum.
 fn word<T: serde::de::DeserializeOwned>(name: &str, text: Option<String>) -> Result<Option<T>, Problem> {
     let Some(text) = text else { return Ok(None) };
-    serde_json::from_value(serde_json::Value::String(text))
-        .map(Some)
-        .map_err(|cause| Problem::new(StatusCode::BAD_REQUEST, "invalid-query", format!("{name}: {cause}")))
+    serde_json::from_value(serde_json::Value::String(text.clone())).map(Some).map_err(|_other| {
+        Problem::new(StatusCode::BAD_REQUEST, "invalid-query", format!("no {name} is called {text:?}"))
+            .hint("docs/codes.md lists phases and outcomes")
+    })
 }
 
 /// A listing that could not be had.
