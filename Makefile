@@ -42,5 +42,11 @@ stories: build ## End-to-end stories on a rack of their own (needs root)
 	@if [ "$$(id -u)" = 0 ]; then $(CARGO) test --release --locked --workspace --test stories -- --test-threads=1; \
 	else echo "skipped: the rack stories need root (sudo make stories)"; [ -z "$${CI:-}" ]; fi
 
+bench: tools ## Submits a second, memory with 10,000 jobs, decisions a second
+	$(CARGO) build --release --locked --workspace --examples
+	$(BIN)/examples/submit_bench
+	$(BIN)/examples/submit_rate $(CACHE) 64 10000 500
+	$(BIN)/examples/sched_rate
+
 golden: ## Regenerate every golden file, then look at `git diff`
 	INSTA_UPDATE=always $(CARGO) test --release --locked --workspace --tests
