@@ -189,11 +189,14 @@ pub struct Data {
     pub clickhouse_user: String,
     /// That user's password.
     pub clickhouse_password: SecretRef,
+    /// An object store that is there already, as a URL without a path; data servers get no MinIO then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub s3_endpoint: Option<String>,
     /// Port of MinIO on data servers.
     pub minio_port: u16,
-    /// MinIO's access key (a name, not a secret).
+    /// Access key of the object store (a name, not a secret).
     pub minio_access_key: String,
-    /// MinIO's secret key.
+    /// Secret key of the object store.
     pub minio_secret_key: SecretRef,
 }
 

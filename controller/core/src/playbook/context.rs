@@ -83,6 +83,8 @@ struct DataView<'a> {
     services_dir: &'a Path,
     clickhouse_port: u16,
     clickhouse_user: &'a str,
+    /// Of an object store that is there already; empty when data servers run MinIO.
+    s3_endpoint: &'a str,
     minio_port: u16,
     minio_access_key: &'a str,
 }
@@ -186,6 +188,7 @@ fn data_view(inventory: &Inventory) -> DataView<'_> {
         services_dir: data.data_dir.parent().unwrap_or(&data.data_dir),
         clickhouse_port: data.clickhouse_port,
         clickhouse_user: &data.clickhouse_user,
+        s3_endpoint: data.s3_endpoint.as_deref().unwrap_or_default(),
         minio_port: data.minio_port,
         minio_access_key: &data.minio_access_key,
     }

@@ -56,6 +56,17 @@ fn a_rented_server_with_cgroup_v2_differs_in_exactly_this() {
 }
 
 #[test]
+fn an_object_store_that_is_there_already_takes_the_place_of_minio() {
+    let mut inventory = lab();
+    inventory.data.s3_endpoint = Some("https://s3.example.org".to_owned());
+    let facts = container_v1();
+    let steps = render(&Playbook::builtin().unwrap(), &context(&inventory, "data1", &facts)).unwrap();
+    let text = show(&steps);
+    assert!(steps.iter().all(|step| !step.id.starts_with("70-data/minio")), "{text}");
+    assert!(text.contains("endpoint = \"https://s3.example.org\""), "{text}");
+}
+
+#[test]
 fn every_step_comes_after_what_it_needs() {
     for server in lab().servers {
         let steps = steps(&server.name, &container_v1());

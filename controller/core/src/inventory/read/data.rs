@@ -12,6 +12,7 @@ pub(super) fn data(root: &Table<'_, '_>, findings: &mut Findings<'_>) -> Option<
         "clickhouse_port",
         "clickhouse_user",
         "clickhouse_password",
+        "s3_endpoint",
         "minio_port",
         "minio_access_key",
         "minio_secret_key",
@@ -30,6 +31,7 @@ pub(super) fn data(root: &Table<'_, '_>, findings: &mut Findings<'_>) -> Option<
     let (clickhouse_port, minio_port) = (port("clickhouse_port", 8123), port("minio_port", 9000));
     let mut word = |key| plain_word(&table, key, "rackwright", findings);
     let (clickhouse_user, minio_access_key) = (word("clickhouse_user"), word("minio_access_key"));
+    let s3_endpoint = endpoint(&table, findings);
     let clickhouse_password = need_secret(&table, "clickhouse_password", findings);
     let minio_secret_key = need_secret(&table, "minio_secret_key", findings);
     Some(Data {
@@ -37,10 +39,23 @@ pub(super) fn data(root: &Table<'_, '_>, findings: &mut Findings<'_>) -> Option<
         clickhouse_port,
         clickhouse_user,
         clickhouse_password: clickhouse_password?,
+        s3_endpoint,
         minio_port,
         minio_access_key,
         minio_secret_key: minio_secret_key?,
     })
+}
+
+/// `http(s)://host[:port]`: nothing that a configuration file would have to quote.
+fn endpoint(table: &Table<'_, '_>, findings: &mut Findings<'_>) -> Option<String> {
+    let text = table.text("s3_endpoint", findings)?;
+    let host = text.value.strip_prefix("https://").or_else(|| text.value.strip_prefix("http://"));
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':');
+    if host.is_none_or(|host| host.is_empty() || !host.bytes().all(plain)) {
+        let hint = "such as `https://s3.example.org:9000`, without a path";
+        findings.add(&text.at, "bad-url", "`s3_endpoint` is no address of an object store", hint);
+    }
+    Some(text.value.to_owned())
 }
 
 /// A word that needs no quoting in any configuration file.
