@@ -10,7 +10,8 @@ use rackwright_steps::plans::{self, ApplyLock};
 pub(crate) fn run(host: &Host, plan: &str) -> Result<(), Failure> {
     let _one_at_a_time = ApplyLock::take(host, plan)?;
     let plan = plans::load(host, plan)?;
-    let journal = Journal::open(host, &plan.id).map_err(|error| Failure::new("journal", &error))?;
+    let journal =
+        Journal::open(host, &plan.id).map_err(|error| Failure::new(error.code().as_str(), &error))?;
     let history = journal.history().clone();
     if history.finished {
         return Ok(());

@@ -7,7 +7,7 @@ use std::error::Error;
 use std::io::{self, Write};
 
 /// An operation failed.
-const FAILED: u8 = 1;
+pub(crate) const FAILED: u8 = 1;
 /// Refused with nothing touched; 2 is clap's, for usage.
 const REFUSED: u8 = 3;
 
@@ -38,6 +38,16 @@ impl Failure {
         Self { code: "bad-input".to_owned(), error, evidence: String::new(), exit: REFUSED }
     }
 
+    /// The last one that was printed into a log, whatever stands before it on its line.
+    pub(crate) fn last_in(log: &str) -> Option<Self> {
+        let printed = |line: &str| {
+            let value: serde_json::Value = serde_json::from_str(line.get(line.find('{')?..)?).ok()?;
+            let text = |key: &str| value.get(key)?.as_str().map(str::to_owned);
+            Some(Self { code: text("code")?, error: text("error")?, evidence: String::new(), exit: FAILED })
+        };
+        log.lines().rev().find_map(printed)
+    }
+
     pub(crate) fn print(&self) {
         let mut line = serde_json::json!({ "code": self.code, "error": self.error });
         if let (false, Some(object)) = (self.evidence.is_empty(), line.as_object_mut()) {
@@ -64,10 +74,29 @@ impl From<PlanError> for Failure {
 
 impl From<ApplyError> for Failure {
     fn from(error: ApplyError) -> Self {
-        Self::new("apply-broken", &error)
+        match error.code() {
+            Some(code) => Self::new(code.as_str(), &error),
+            None => Self::new("apply-broken", &error),
+        }
     }
 }
 
 fn one_line(chain: &str) -> String {
     chain.replace('\n', ": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_failure_of_a_log_is_found_behind_its_time_stamp() {
+        let log = "12:01 s1 agent[7]: {\"code\":\"io\",\"error\":\"first\"}\n\
+                   12:02 s1 agent[8]:  INFO apply step=\"a\"\n\
+                   12:03 s1 agent[8]: {\"code\":\"disk-full\",\"error\":\"write the journal\"}\n\
+                   12:03 s1 systemd[1]: Failed with result 'exit-code'.\n";
+        let last = Failure::last_in(log).unwrap();
+        assert_eq!((last.code.as_str(), last.error.as_str()), ("disk-full", "write the journal"));
+        assert!(Failure::last_in("nothing\n{}").is_none());
+    }
 }

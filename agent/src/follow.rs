@@ -3,10 +3,10 @@
 //! Whoever follows also keeps the apply going: when its journal is not finished and nobody applies it (a
 //! reboot, a kill that systemd gave up on), it is started again.
 
-use crate::failure::Failure;
+use crate::failure::{FAILED, Failure};
 use crate::{launch, output};
 use rackwright_steps::host::Host;
-use rackwright_steps::{controller, journal, plans};
+use rackwright_steps::{controller, journal, log_tail, plans};
 use rackwright_wire::event::{Answer, Event, What};
 use std::fs::File;
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
@@ -130,14 +130,25 @@ impl Starter {
             return Ok(());
         }
         if self.starts >= MOST_STARTS {
-            let unit = launch::unit_name(plan);
-            let error = format!(
-                "keep the apply going: it ended {MOST_STARTS} times without a new line, see journalctl -u {unit}"
-            );
-            return Err(Failure { code: "apply-died".to_owned(), error, evidence: String::new(), exit: 1 });
+            return Err(given_up(host, &launch::unit_name(plan)));
         }
         self.starts += 1;
         self.started = Some(Instant::now());
         launch::start(host, plan)
+    }
+}
+
+/// An apply that ends whenever it is started: with the last words that it left in its unit's log.
+fn given_up(host: &Host, unit: &str) -> Failure {
+    let log = if host.is_server() { log_tail(unit) } else { String::new() };
+    let what = format!("keep the apply going: it ended {MOST_STARTS} times without a new line");
+    match Failure::last_in(&log) {
+        Some(last) => Failure { error: format!("{what}: {}", last.error), evidence: log, ..last },
+        None => Failure {
+            code: "apply-died".to_owned(),
+            error: format!("{what}, see journalctl -u {unit}"),
+            evidence: log,
+            exit: FAILED,
+        },
     }
 }

@@ -131,7 +131,7 @@ fn tree(root: &Path) -> BTreeMap<String, (u32, Vec<u8>)> {
         for entry in fs::read_dir(folder).unwrap().flatten() {
             let (path, metadata) = (entry.path(), entry.metadata().unwrap());
             let name = path.strip_prefix(root).unwrap().to_string_lossy().into_owned();
-            if name == "var/lib/rackwright" {
+            if ["var/lib/rackwright", "run"].contains(&name.as_str()) {
                 continue;
             }
             let content = if metadata.is_dir() { vec![] } else { fs::read(&path).unwrap() };

@@ -13,6 +13,7 @@ pub mod csv;
 pub mod demo;
 pub mod http;
 pub mod rack;
+pub mod running;
 pub mod shell;
 pub mod stage;
 pub mod table;

@@ -1,8 +1,10 @@
 //! A rack of a story's own: other name, addresses and state than the demo's, taken down whatever happens.
 
+use crate::running::Running;
 use crate::shell::{self, Outcome, ShellError};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// A lab with its inventory, and the product's binary to work on it.
 #[derive(Debug)]
@@ -21,11 +23,12 @@ impl StoryRack {
     /// When the inventory of the checkout cannot be read or a folder not be made.
     pub fn prepare(repository: &Path, name: &str, range: &str) -> std::io::Result<Self> {
         let folder = tempfile::Builder::new().prefix(name).tempdir()?;
+        let secrets = format!("file:{}/secrets/", folder.path().display());
         let text = std::fs::read_to_string(repository.join("inventory/lab.toml"))?;
         let text = text
             .replace("name = \"lab\"", &format!("name = \"{name}\""))
             .replace("10.77.0", range)
-            .replace("/rackwright/lab/", &format!("/rackwright/{name}/"));
+            .replace("file:~/.local/state/rackwright/lab/secrets/", &secrets);
         let inventory = folder.path().join("inventory.toml");
         std::fs::write(&inventory, text)?;
         Ok(Self {
@@ -42,10 +45,37 @@ impl StoryRack {
     /// # Errors
     /// When it cannot be started.
     pub fn run(&self, args: &[&str]) -> Result<Outcome, ShellError> {
+        let environment = [("XDG_STATE_HOME", self.state.as_str())];
+        shell::outcome(&self.rackwright, &self.with_inventory(args), &environment, &self.repository)
+    }
+
+    /// Starts `rackwright ARGS --inventory … --json`, to be watched and hurt.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(&self, args: &[&str]) -> Result<Running, ShellError> {
+        let mut command = Command::new(&self.rackwright);
+        command.args(self.with_inventory(&[args, &["--json"]].concat()));
+        command.env("XDG_STATE_HOME", &self.state).current_dir(&self.repository);
+        Running::start(command)
+    }
+
+    /// Runs a shell script on a server, as `rackwright lab ssh SERVER -- SCRIPT`; returns what it printed.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn on(&self, server: &str, script: &str) -> Result<String, ShellError> {
+        let Outcome { code, stdout, stderr } = self.run(&["lab", "ssh", server, "--", script])?;
+        if code == 0 {
+            return Ok(stdout);
+        }
+        Err(ShellError::Failed { command: format!("{script} (on {server})"), code, stderr })
+    }
+
+    fn with_inventory<'a>(&'a self, args: &[&'a str]) -> Vec<&'a str> {
         let with = ["--inventory", &self.inventory];
         let (command, rest) = args.split_at(args.len().min(if args.first() == Some(&"lab") { 2 } else { 1 }));
-        let environment = [("XDG_STATE_HOME", self.state.as_str())];
-        shell::outcome(&self.rackwright, &[command, &with, rest].concat(), &environment, &self.repository)
+        [command, &with, rest].concat()
     }
 
     /// The rack's inventory, for stories that spoil it.

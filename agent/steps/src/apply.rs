@@ -46,6 +46,17 @@ pub enum ApplyError {
     Leftover(#[source] StepError),
 }
 
+impl ApplyError {
+    /// The code of what stopped it, where that has one.
+    pub fn code(&self) -> Option<Code> {
+        match self {
+            Self::Order(_) => None,
+            Self::Journal(error) => Some(error.code()),
+            Self::Leftover(error) => Some(error.code),
+        }
+    }
+}
+
 /// Applies a plan; `history` is what earlier runs of it did.
 ///
 /// # Errors
@@ -266,10 +277,13 @@ impl Site<'_> {
         }
         step::ask_state(&step.id, &format!("artifact:{sha256}"), ARTIFACT_LIMIT, self.controller).map_err(
             |error| {
+                // What this server's own disk said stays what it is.
                 let code = if error.code == Code::WaitTimeout {
                     Code::ControllerAbsent
-                } else {
+                } else if error.code == Code::WaitRefused {
                     Code::ArtifactRefused
+                } else {
+                    error.code
                 };
                 StepError::new(code, format!("get the artifact {sha256}")).because(error)
             },

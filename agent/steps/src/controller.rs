@@ -1,7 +1,8 @@
 //! Asking the controller for what only it can give: a signature, a state of other servers, an artifact.
 //!
 //! The apply runs detached; questions leave through its journal, answers come in as files that whoever
-//! follows the journal puts into the plan's inbox.
+//! follows the journal puts into the plan's inbox. That lies in memory: an answer must arrive although the disk
+//! is full, and after a reboot every question is asked anew.
 
 use crate::durable;
 use crate::error::{Code, StepError};
@@ -92,7 +93,7 @@ pub fn forget(host: &Host, plan: &str) {
 }
 
 fn folder(host: &Host, plan: &str) -> PathBuf {
-    host.state("journal/inbox").join(plan)
+    host.volatile("inbox").join(plan)
 }
 
 /// Step ids hold slashes; a hash makes a name of any of them.
@@ -130,7 +131,7 @@ mod tests {
         let answer = |reason: &str| Answer {
             version: EVENT_VERSION,
             step: "40-etcd/cert".to_owned(),
-            reply: Reply::Refused { reason: reason.to_owned() },
+            reply: Reply::Refused { reason: reason.to_owned(), code: String::new() },
         };
         deliver(&host, "p", &answer("old")).unwrap();
         thread::scope(|scope| {

@@ -92,6 +92,13 @@ impl Code {
         }
     }
 
+    /// The code of an input or output error that another process of this server named.
+    pub fn of_io_name(name: &str) -> Option<Self> {
+        [Self::DiskFull, Self::ReadOnly, Self::Permission, Self::Io]
+            .into_iter()
+            .find(|of| of.as_str() == name)
+    }
+
     /// The code that fits an input or output error.
     pub fn of_io(error: &io::Error) -> Self {
         // Only the kinds with a code of their own matter; the rest is "io" whatever it is.

@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Where everything of ours lies on a server.
 pub const STATE: &str = "/var/lib/rackwright";
+/// Where we keep what a reboot may take, below the root.
+const VOLATILE: &str = "/run/rackwright";
 
 /// A server (or a folder that plays one in a test).
 #[derive(Debug)]
@@ -66,6 +68,11 @@ impl Host {
     /// A path below `/var/lib/rackwright`.
     pub fn state(&self, relative: &str) -> PathBuf {
         self.path(STATE).join(relative)
+    }
+
+    /// A place of ours that a reboot clears; the controller's way in has made the folder.
+    pub fn volatile(&self, relative: &str) -> PathBuf {
+        self.path(VOLATILE).join(relative)
     }
 
     /// Installed packages and their versions, read once until [`Self::forget_packages`].

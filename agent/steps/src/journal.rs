@@ -4,6 +4,7 @@
 //! again, so nothing is lost by that. Readers see only whole lines.
 
 use crate::durable;
+use crate::error::Code;
 use crate::host::{Host, lock};
 use rackwright_wire::event::{EVENT_VERSION, Event, What};
 use std::collections::BTreeSet;
@@ -31,6 +32,11 @@ impl JournalError {
     /// An error while doing `what` to the journal at `path`.
     pub fn new(what: &'static str, path: &Path, source: io::Error) -> Self {
         Self { what, path: path.to_owned(), source }
+    }
+
+    /// Stable code.
+    pub fn code(&self) -> Code {
+        Code::of_io(&self.source)
     }
 }
 

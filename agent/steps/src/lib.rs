@@ -42,3 +42,5 @@ pub mod order;
 pub mod apply;
 
 pub mod report;
+
+pub use systemd::log_tail;

@@ -91,7 +91,7 @@ pub(crate) fn systemctl(args: &[&str], unit: &str) -> Result<(), StepError> {
 }
 
 /// The last 30 lines of a unit's journal.
-pub(crate) fn log_tail(unit: &str) -> String {
+pub fn log_tail(unit: &str) -> String {
     exec::run("journalctl", &["--unit", unit, "--lines=30", "--no-pager", "--output=short-iso"], QUERY_LIMIT)
         .map(|done| done.stdout)
         .unwrap_or_default()

@@ -126,5 +126,8 @@ pub enum Reply {
     Refused {
         /// Why.
         reason: String,
+        /// Code of the error catalogue when the server itself is why, such as `disk-full`; else empty.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        code: String,
     },
 }

@@ -210,8 +210,12 @@ fn event_formats_are_as_recorded() {
         .map(|(what, seq)| Event { version: EVENT_VERSION, seq, at_ms: 1_795_000_000_000, what })
         .collect();
     golden("events-v1", &events);
-    let replies =
-        [Reply::Certificate { cert: s("C"), ca: s("CA") }, Reply::Reached, Reply::Refused { reason: s("r") }];
+    let replies = [
+        Reply::Certificate { cert: s("C"), ca: s("CA") },
+        Reply::Reached,
+        Reply::Refused { reason: s("r"), code: s("") },
+        Reply::Refused { reason: s("r"), code: s("disk-full") },
+    ];
     let answers: Vec<_> =
         replies.into_iter().map(|reply| Answer { version: EVENT_VERSION, step: s("a"), reply }).collect();
     golden("answers-v1", &answers);

@@ -90,6 +90,14 @@ pub enum LabError {
         /// Those that exist.
         has: String,
     },
+    /// No host key of the server was noted when it was made.
+    #[error("find the host key of {server} in {}", path.display())]
+    NoHostKey {
+        /// The server.
+        server: String,
+        /// Where they are noted.
+        path: PathBuf,
+    },
     /// The server does not run, but must for this.
     #[error("reach into {server}: it is not running")]
     Stopped {

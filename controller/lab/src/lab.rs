@@ -49,10 +49,11 @@ impl Lab {
         self.folders().server(server).console()
     }
 
-    /// A server's SSH host key, such as `ssh-ed25519 AAAA...`: what a provider's API would tell.
+    /// The SSH host key that a server was made with, such as `ssh-ed25519 AAAA...`: what a provider's API would
+    /// tell.
     ///
     /// # Errors
-    /// [`LabError::File`] before the server's first start.
+    /// [`LabError::File`] before the lab is up, [`LabError::NoHostKey`].
     pub fn host_key(&self, server: &str) -> Result<String, LabError> {
         raise::host_key(&self.folders(), server)
     }

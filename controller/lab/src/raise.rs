@@ -11,7 +11,7 @@ use crate::paths::{LabPaths, Paths};
 use crate::record::{Entry, Journal};
 use crate::settings;
 use crate::site::Site;
-use crate::spec::LabSpec;
+use crate::spec::{LabSpec, ServerSpec};
 use crate::tool::{self, Tools};
 use std::ffi::OsString;
 use std::fmt;
@@ -208,22 +208,51 @@ impl Raising<'_> {
     }
 }
 
-/// Writes the servers' host keys in the format of OpenSSH.
+/// Writes down the servers' host keys, in the format of OpenSSH: what they are when the lab makes them.
 fn note_host_keys(folders: &LabPaths, spec: &LabSpec) -> Result<(), LabError> {
     let mut text = String::new();
     for server in &spec.servers {
-        let key = host_key(folders, &server.name)?;
-        text.extend([&server.address.to_string(), ",", &server.name, " ", &key, "\n"]);
+        let path = folders.server(&server.name).host_key();
+        let key = std::fs::read_to_string(&path).map_err(file_error("read", &path))?;
+        text.push_str(&known_host(server, &key));
     }
     base::place_file(&folders.known_hosts(), 0o644, text.as_bytes())
 }
 
-/// A server's SSH host key, as it lies in its root.
+fn known_host(server: &ServerSpec, key: &str) -> String {
+    let key: Vec<_> = key.split_whitespace().take(2).collect();
+    format!("{},{} {}\n", server.address, server.name, key.join(" "))
+}
+
+/// A server's SSH host key as it was when the lab made it. What lies on the server's disk now proves nothing:
+/// whoever took the server over has put it there.
 ///
 /// # Errors
-/// [`LabError::File`] before the server's first start.
+/// [`LabError::File`] before the lab is up, [`LabError::NoHostKey`].
 pub(crate) fn host_key(folders: &LabPaths, server: &str) -> Result<String, LabError> {
-    let path = folders.server(server).host_key();
+    let path = folders.known_hosts();
     let text = std::fs::read_to_string(&path).map_err(file_error("read", &path))?;
-    Ok(text.split_whitespace().take(2).collect::<Vec<_>>().join(" "))
+    noted(&text, server).ok_or_else(|| LabError::NoHostKey { server: server.to_owned(), path })
+}
+
+fn noted(known_hosts: &str, server: &str) -> Option<String> {
+    known_hosts.lines().find_map(|line| {
+        let (names, key) = line.split_once(' ')?;
+        names.split(',').any(|name| name == server).then(|| key.to_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::tests::server;
+
+    #[test]
+    fn a_noted_host_key_is_found_by_the_servers_name() {
+        let text = known_host(&server("ml1", 13), "ssh-ed25519 AAAA root@base\n")
+            + &known_host(&server("ml12", 14), "ssh-ed25519 BBBB root@base\n");
+        assert_eq!(noted(&text, "ml1").as_deref(), Some("ssh-ed25519 AAAA"));
+        assert_eq!(noted(&text, "ml12").as_deref(), Some("ssh-ed25519 BBBB"));
+        assert_eq!(noted(&text, "ml"), None);
+    }
 }

@@ -92,6 +92,16 @@ pub enum AgentError {
 }
 
 impl AgentError {
+    /// The code that the agent gave; empty when it gave none.
+    pub fn code(&self) -> &str {
+        if let Self::Failed { code, .. } = self { code } else { "" }
+    }
+
+    /// Whether the server refused before it touched anything.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Failed { refused: true, .. })
+    }
+
     /// Whether the connection broke, so that another one may work.
     pub fn is_lost_connection(&self) -> bool {
         matches!(self, Self::Session(SessionError::Lost { .. } | SessionError::Closed { .. }))

@@ -8,7 +8,7 @@ use crate::agent::{Agent, AgentBinary, AgentError};
 use crate::conditions::Conditions;
 use crate::connect::Rack;
 use crate::converse::{Conversation, End};
-use crate::follow::Follower;
+use crate::follow::{Failure, Follower};
 use crate::head_start::HeadStart;
 use crate::pki::Authorities;
 use crate::progress::{News, Teller};
@@ -94,7 +94,7 @@ impl Apply {
                 Ok(End::Over) => return outcome(&follower),
                 Ok(End::Lost(reason)) => reason,
                 Err(error) if error.is_lost_connection() => chain(&error),
-                Err(error) => return self.failed(&plan.server, &error),
+                Err(error) => return self.failed(&plan.server, &follower, &error),
             };
             uploads.disconnected();
             // A connection that brought news was a good one: count from the start again.
@@ -143,19 +143,30 @@ impl Apply {
         }
     }
 
-    fn failed(&self, server: &str, error: &AgentError) -> ServerOutcome {
+    /// The server said no, or its agent cannot go on. What it did so far is in its journal.
+    fn failed(&self, server: &str, follower: &Follower, error: &AgentError) -> ServerOutcome {
         let reason = chain(error);
-        self.teller.tell(server, News::Absent { reason: reason.clone() });
-        if matches!(error, AgentError::Failed { refused: true, .. }) {
+        if error.is_refusal() {
+            self.teller.tell(server, News::Absent { reason: reason.clone() });
             return ServerOutcome::Refused { reason };
         }
-        // What became of the plan is not known: the next apply asks, and goes on.
-        ServerOutcome::Absent { reason }
+        if error.code().is_empty() {
+            self.teller.tell(server, News::Absent { reason: reason.clone() });
+            // What became of the plan is not known: the next apply asks, and goes on.
+            return ServerOutcome::Absent { reason };
+        }
+        let code = error.code().to_owned();
+        // It stands beside the text wherever that is shown.
+        let text = reason.strip_suffix(&format!(" [{code}]")).unwrap_or(&reason).to_owned();
+        let failure = Failure { step: "the plan".to_owned(), code, error: text, evidence: String::new() };
+        self.teller.tell(server, News::Failed(failure.clone()));
+        let failures = follower.failures().cloned().chain([failure]).collect();
+        ServerOutcome::Failed { changed: follower.changed(), failures }
     }
 }
 
 fn outcome(follower: &Follower) -> ServerOutcome {
-    let changed = follower.finished().map_or(0, |finished| finished.changed);
+    let changed = follower.changed();
     let failures: Vec<_> = follower.failures().cloned().collect();
     let clean = follower.finished().is_some_and(|finished| finished.failed == 0);
     if clean { ServerOutcome::Done { changed } } else { ServerOutcome::Failed { changed, failures } }

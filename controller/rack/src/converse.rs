@@ -6,7 +6,7 @@ use crate::follow::{Follower, Meaning};
 use crate::process::{Piece, Process, ProcessInput};
 use crate::progress::News;
 use crate::session::{Output, SessionError};
-use crate::uploads::{Ended, Known, Uploads};
+use crate::uploads::{Ended, Known, Unsent, Uploads};
 use crate::urgency::Tier;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
@@ -150,7 +150,7 @@ impl<'a> Conversation<'a> {
                 answers.push(Box::pin(async move {
                     let _others_wait = held;
                     let reached = conditions.reached(&state).await;
-                    (step, reached.map_or_else(|reason| Reply::Refused { reason }, |()| Reply::Reached))
+                    (step, reached.map_or_else(refused, |()| Reply::Reached))
                 }));
             }
         }
@@ -170,8 +170,7 @@ impl<'a> Conversation<'a> {
                 return;
             }
             Known::Unknown => {
-                let reason = format!("no artifact with SHA-256 {sha256} is on the operator's machine");
-                Reply::Refused { reason }
+                refused(format!("no artifact with SHA-256 {sha256} is on the operator's machine"))
             }
         };
         answers.push(Box::pin(std::future::ready((step, reply))));
@@ -184,13 +183,16 @@ impl<'a> Conversation<'a> {
         waiting: &mut BTreeMap<String, Vec<String>>,
     ) {
         let reply = match &ended.result {
-            Ok(()) => Reply::Reached,
-            // The next connection sends it again.
-            Err((_, true)) => return,
-            Err((reason, false)) => Reply::Refused { reason: reason.clone() },
+            Ok(()) => {
+                let news = News::Sent { artifact: ended.name.clone(), took_ms: ended.took_ms };
+                self.apply.teller.tell(&self.plan.server, news);
+                Reply::Reached
+            }
+            Err(Unsent { lost: true, .. }) => return,
+            Err(Unsent { reason, code, lost: false }) => {
+                Reply::Refused { reason: reason.clone(), code: code.clone() }
+            }
         };
-        let news = News::Sent { artifact: ended.name.clone(), took_ms: ended.took_ms };
-        self.apply.teller.tell(&self.plan.server, news);
         for step in waiting.remove(&ended.sha256).unwrap_or_default() {
             answers.push(Box::pin(std::future::ready((step, reply.clone()))));
         }
@@ -198,7 +200,6 @@ impl<'a> Conversation<'a> {
 
     /// Signs what the plan grants to that step, if that is what the request asks for.
     fn certificate(&self, step: &str, ca: &str, csr: &str) -> Reply {
-        let refused = |reason: String| Reply::Refused { reason };
         let Some(granted) = certificate_step(self.plan, step) else {
             return refused(format!("the plan has no certificate step {step}"));
         };
@@ -249,6 +250,10 @@ impl<'a> Conversation<'a> {
             _ => Err(self.agent.complaint("run the plan", left)),
         }
     }
+}
+
+fn refused(reason: String) -> Reply {
+    Reply::Refused { reason, code: String::new() }
 }
 
 fn certificate_step<'p>(plan: &'p ServerPlan, id: &str) -> Option<&'p CertificateStep> {

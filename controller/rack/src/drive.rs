@@ -150,16 +150,12 @@ impl Driver {
         found.unwrap_or_else(|| objects::all_missing(&self.wanted.inventory))
     }
 
-    /// Makes a plan of what was found, and saves it unless there is nothing to do.
-    pub fn plan(&self, survey: &Survey, objects: Vec<Difference>) -> Result<Saved, SavedError> {
-        let saved = self.build(survey, objects)?;
-        if !saved.is_empty() {
-            saved::save(&self.state, &saved)?;
-        }
-        Ok(saved)
+    /// Saves a plan. It becomes the pending one.
+    pub fn save(&self, saved: &Saved) -> Result<(), SavedError> {
+        saved::save(&self.state, saved)
     }
 
-    /// Makes a plan of what was found, and does not save it.
+    /// Makes a plan of what was found, and does not save it. Where nobody answered there is nothing to do.
     pub fn build(&self, survey: &Survey, objects: Vec<Difference>) -> Result<Saved, SavedError> {
         let last = saved::newest_generation(&self.state)?;
         let cluster = &self.wanted.inventory.cluster.name;
@@ -167,19 +163,28 @@ impl Driver {
         // Nodes of servers that did not answer, or were not asked, cannot be mended now.
         let here: BTreeSet<String> =
             survey.answered.iter().map(|of| objects::node_step(&of.server)).collect();
-        let mendable = |of: &Difference| !objects::is_node_step(&of.step) || here.contains(&of.step);
+        let mendable = |of: &Difference| {
+            !here.is_empty() && (!objects::is_node_step(&of.step) || here.contains(&of.step))
+        };
         let objects = objects.into_iter().filter(mendable).collect();
         let plan = plan::build(cluster, last, survey.answered.clone(), absent);
         Ok(Saved { plan, objects })
     }
 
-    /// Lets servers finish older plans that were interrupted there, by a power cut for example: a new plan
-    /// starts only from a server at rest. Returns how many there were, and how many steps that changed.
-    pub async fn finish_interrupted(&self, survey: &Survey) -> Result<(usize, u32), SavedError> {
+    /// As [`Driver::survey`], after letting servers finish older plans that were interrupted there, by a power cut
+    /// for example: a new plan starts only from a server at rest. Says too how many steps that changed.
+    pub async fn survey_at_rest(
+        &self,
+        servers: &[&str],
+    ) -> Result<(Survey, Vec<Difference>, u32), SavedError> {
+        let (survey, objects) = self.survey(servers).await;
         let mut interrupted = Vec::new();
         for server in &survey.answered {
             let Some(id) = &server.report.unfinished else { continue };
             interrupted.extend(saved::server_plan(&self.state, id)?);
+        }
+        if interrupted.is_empty() {
+            return Ok((survey, objects, 0));
         }
         let apply = self.applier();
         let finished = interrupted.iter().map(|plan| {
@@ -188,7 +193,10 @@ impl Driver {
             Box::pin(apply.server(plan, None))
         });
         let outcomes = futures::future::join_all(finished).await;
-        Ok((outcomes.len(), outcomes.iter().map(ServerOutcome::changed).sum()))
+        let changed = outcomes.iter().map(ServerOutcome::changed).sum();
+        let (mut survey, objects) = self.survey(servers).await;
+        survey.set_aside(interrupted.into_iter().map(|plan| plan.server).zip(outcomes));
+        Ok((survey, objects, changed))
     }
 
     fn applier(&self) -> Apply {
@@ -204,9 +212,11 @@ impl Driver {
     }
 
     /// Applies a plan on all servers at once, settles the cluster's objects, and waits for the nodes.
-    pub async fn apply(&self, saved: &Saved, survey: Option<Survey>, wait: Duration) -> Applied {
+    pub async fn apply(&self, saved: &Saved, mut survey: Option<Survey>, wait: Duration) -> Applied {
         let started = Instant::now();
         let apply = self.applier();
+        let mut outcomes = absent(saved);
+        outcomes.extend(survey.as_mut().map(|survey| std::mem::take(&mut survey.stuck)).unwrap_or_default());
         let mut known = survey.map(introduced).unwrap_or_default();
         let mut running: FuturesUnordered<_> = saved
             .plan
@@ -217,7 +227,6 @@ impl Driver {
                 async move { (plan.server.clone(), apply.server(plan, known).await) }
             })
             .collect();
-        let mut outcomes = absent(saved);
         let runs = Runs::new(wait);
         let mut cluster = Box::pin(self.settle(saved, &runs));
         let mut settled = None;

@@ -21,6 +21,27 @@ pub struct Failure {
     pub evidence: String,
 }
 
+impl Failure {
+    /// What the operator can do, where that follows from the code alone. `docs/codes.md` has every code.
+    pub fn help(&self) -> Option<&'static str> {
+        Some(match self.code.as_str() {
+            "disk-full" => {
+                "free space there (`df -h`) and run `rackwright apply` again: it goes on at the step"
+            }
+            "controller-absent" => "run `rackwright apply` again: it goes on at the step",
+            "read-only" => {
+                "find out why its file system is read-only (`dmesg`), then run `rackwright apply` again"
+            }
+            "package-network" => "look at its DNS, its route and its sources.list",
+            "package-locked" => {
+                "another package manager was at work: run `rackwright apply` again when it is done"
+            }
+            "artifact-refused" => "`rackwright artifacts verify`, then `rackwright artifacts fetch`",
+            _ => return None,
+        })
+    }
+}
+
 /// The numbers that the agent finished with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Finished {
@@ -37,6 +58,7 @@ pub struct Follower {
     asks: BTreeMap<String, Ask>,
     failures: BTreeMap<String, Failure>,
     done: u32,
+    changed: u32,
     finished: Option<Finished>,
 }
 
@@ -79,6 +101,7 @@ impl Follower {
                 self.asks.remove(step);
                 self.failures.remove(step);
                 self.done += 1;
+                self.changed += u32::from(matches!(event.what, What::Applied { .. }));
                 Meaning::News
             }
             What::Asking { step, ask } => {
@@ -118,6 +141,11 @@ impl Follower {
     /// Steps that are as they should be.
     pub fn done(&self) -> u32 {
         self.done
+    }
+
+    /// Steps that changed something, as far as is known.
+    pub fn changed(&self) -> u32 {
+        self.finished.map_or(self.changed, |finished| finished.changed)
     }
 
     /// How it ended, if it did.
@@ -193,6 +221,16 @@ mod tests {
                 assert_eq!(follower.open_asks().count(), 0);
             }
         }
+    }
+
+    #[test]
+    fn what_was_changed_is_known_before_the_end_and_the_agents_word_counts() {
+        let history = history();
+        let mut follower = Follower::default();
+        tell(&mut follower, &history[..7]);
+        assert_eq!(follower.changed(), 2);
+        tell(&mut follower, &history);
+        assert_eq!(follower.changed(), 2);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use crate::agent::{Agent, AgentBinary, AgentError};
 use crate::connect::{ConnectError, Rack};
 use crate::progress::{News, Teller};
+use crate::saved::ServerOutcome;
 use rackwright_core::finding::Finding;
 use rackwright_core::inventory::Inventory;
 use rackwright_core::plan::{AbsentServer, Answered};
@@ -83,9 +84,22 @@ pub struct Survey {
     pub facts: BTreeMap<String, Facts>,
     /// Servers that did not answer or could not be compared, and why.
     pub failed: BTreeMap<String, SurveyError>,
+    /// Servers that could not finish a plan that was interrupted there, and why: they take no new one.
+    pub stuck: BTreeMap<String, ServerOutcome>,
 }
 
 impl Survey {
+    /// Sets those aside that still hold an unfinished plan, of servers that were just asked to finish theirs.
+    pub(crate) fn set_aside(&mut self, finished: impl IntoIterator<Item = (String, ServerOutcome)>) {
+        let still = |of: &Answered| of.report.unfinished.is_some();
+        for (server, outcome) in finished {
+            if self.answered.iter().any(|of| of.server == server && still(of)) {
+                self.answered.retain(|of| of.server != server);
+                self.stuck.insert(server, outcome);
+            }
+        }
+    }
+
     /// The servers without a plan, as the plan names them.
     pub fn absent(&self, inventory: &Inventory) -> Vec<AbsentServer> {
         let reason = |error: &SurveyError| chain(error);

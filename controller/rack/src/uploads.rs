@@ -39,8 +39,17 @@ pub(crate) struct Ended {
     pub(crate) sha256: String,
     pub(crate) name: String,
     pub(crate) took_ms: u64,
-    /// The reason when it failed, and whether the connection was why.
-    pub(crate) result: Result<(), (String, bool)>,
+    /// Why not, when it did not arrive.
+    pub(crate) result: Result<(), Unsent>,
+}
+
+/// Why an artifact did not arrive.
+pub(crate) struct Unsent {
+    pub(crate) reason: String,
+    /// The code that the agent gave, or empty.
+    pub(crate) code: String,
+    /// Whether the connection was why: then the next one sends it again.
+    pub(crate) lost: bool,
 }
 
 /// What is known about an artifact that a step waits for.
@@ -131,9 +140,8 @@ impl Uploads {
                 self.held.remove(&ended.sha256);
                 self.arrived.insert(ended.sha256.clone());
             }
-            // A new connection sends it again.
-            Err((_, true)) => self.queue.push_front(ended.sha256.clone()),
-            Err((_, false)) => drop(self.held.remove(&ended.sha256)),
+            Err(Unsent { lost: true, .. }) => self.queue.push_front(ended.sha256.clone()),
+            Err(Unsent { lost: false, .. }) => drop(self.held.remove(&ended.sha256)),
         }
         Some(ended)
     }
@@ -156,6 +164,10 @@ async fn send(agent: Agent, artifact: LocalArtifact) -> Ended {
     let started = Instant::now();
     let sent = Box::pin(agent.receive(&artifact.sha256, "0755", &artifact.path, |_| ())).await;
     let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let result = sent.map_err(|error| (crate::survey::chain(&error), error.is_lost_connection()));
+    let result = sent.map_err(|error| Unsent {
+        reason: crate::survey::chain(&error),
+        code: error.code().to_owned(),
+        lost: error.is_lost_connection(),
+    });
     Ended { sha256: artifact.sha256, name: artifact.name, took_ms, result }
 }

@@ -265,9 +265,11 @@ fn report(error: LabError) -> Report {
         LabError::Record { .. } => {
             "another version of rackwright may have written it: take the lab down with that one"
         }
-        LabError::Start { .. } | LabError::Tool { .. } | LabError::File { .. } | LabError::Running { .. } => {
-            return Report::new(error);
-        }
+        LabError::Start { .. }
+        | LabError::Tool { .. }
+        | LabError::File { .. }
+        | LabError::NoHostKey { .. }
+        | LabError::Running { .. } => return Report::new(error),
     };
     Report::new(error).help(help)
 }

@@ -15,12 +15,11 @@ use crate::report::Report;
 use clap::{Args, Subcommand};
 use rackwright_core::lint::{Lint, lint};
 use rackwright_rack::cluster::kubeconfig;
-use rackwright_rack::drive::{Applied, Driver, now_s};
+use rackwright_rack::drive::{Applied, now_s};
 use rackwright_rack::objects::ADMINS;
 use rackwright_rack::preflight::preflight;
-use rackwright_rack::saved::{self, Saved};
+use rackwright_rack::saved;
 use rackwright_rack::survey::{Survey, SurveyError};
-use rackwright_wire::step::Difference;
 use std::io::{BufRead as _, IsTerminal as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -138,14 +137,17 @@ async fn plan(place: &Place, out: Out) -> Result<ExitCode, Report> {
     let _lock = driver.state.lock().map_err(open::state)?;
     let servers = open::chosen(place, &driver)?;
     let (survey, objects) = driver.survey(&servers).await;
-    let (saved, lints) = saved_plan(&driver, &survey, objects)?;
+    let saved = driver.build(&survey, objects).map_err(Report::new)?;
+    let lints = lint(&saved.plan, &driver.wanted.secrets);
     watch.end().await;
     show::plan(&saved, &lints, out);
-    if !saved.is_empty() {
+    let blocked = show::blocked(&driver, &survey, out);
+    let broken = show::broken(&survey, out);
+    if !saved.is_empty() && !blocked {
+        driver.save(&saved).map_err(Report::new)?;
         out.say(format_args!("saved; `rackwright apply` makes it so"));
     }
-    let broken = show::broken(&survey, out);
-    Ok(code_of(&survey, u8::from(broken)))
+    Ok(code_of(&survey, u8::from(blocked || broken)))
 }
 
 async fn drift(place: &Place, out: Out) -> Result<ExitCode, Report> {
@@ -175,27 +177,35 @@ async fn apply(args: &ApplyArgs, out: Out) -> Result<ExitCode, Report> {
             saved.plan.generation,
             saved.changes()
         ));
+        let lints = lint(&saved.plan, &driver.wanted.secrets);
+        for lint in &lints {
+            out.say(lint);
+        }
+        refuse_danger(args, &lints)?;
         (saved, None)
     } else {
         let servers = open::chosen(&args.place, &driver)?;
-        let (mut survey, mut objects) = driver.survey(&servers).await;
-        let (finished, changed) = driver.finish_interrupted(&survey).await.map_err(Report::new)?;
-        if finished > 0 {
-            (survey, objects) = driver.survey(&servers).await;
-        }
-        let (saved, lints) = saved_plan(&driver, &survey, objects)?;
+        let (survey, objects, changed) = driver.survey_at_rest(&servers).await.map_err(Report::new)?;
+        let saved = driver.build(&survey, objects).map_err(Report::new)?;
+        let lints = lint(&saved.plan, &driver.wanted.secrets);
         watch.pause();
         let blocked = show::blocked(&driver, &survey, out);
         let broken = show::broken(&survey, out);
-        if saved.is_empty() && saved.plan.absent.is_empty() {
+        if saved.is_empty() && saved.plan.absent.is_empty() && survey.stuck.is_empty() {
             show::nothing(&saved, changed, started.elapsed(), out);
             return Ok(ExitCode::SUCCESS);
         }
         show::before_apply(&saved, &lints, out);
-        if blocked || (broken && survey.answered.is_empty()) {
+        // What may not be applied is not saved either: the next apply would take it for a pending one.
+        let nobody = survey.answered.is_empty() && survey.stuck.is_empty();
+        if blocked || (broken && nobody) {
             return Ok(code_of(&survey, 1));
         }
-        consent(args, &lints)?;
+        refuse_danger(args, &lints)?;
+        if !saved.is_empty() {
+            driver.save(&saved).map_err(Report::new)?;
+        }
+        consent(args)?;
         watch.resume();
         (saved, Some(survey))
     };
@@ -222,27 +232,21 @@ fn applied_code(applied: &Applied) -> u8 {
     }
 }
 
-fn saved_plan(
-    driver: &Driver,
-    survey: &Survey,
-    objects: Vec<Difference>,
-) -> Result<(Saved, Vec<Lint>), Report> {
-    let saved = driver.plan(survey, objects).map_err(Report::new)?;
-    let lints = lint(&saved.plan, &driver.wanted.secrets);
-    Ok((saved, lints))
-}
-
 /// A host key that stopped us outweighs everything else.
 fn code_of(survey: &Survey, otherwise: u8) -> ExitCode {
     let untrusted = survey.failed.values().any(SurveyError::is_untrusted);
     ExitCode::from(if untrusted { UNTRUSTED } else { otherwise })
 }
 
-fn consent(args: &ApplyArgs, lints: &[Lint]) -> Result<(), Report> {
-    if !lints.is_empty() && !args.insist {
-        let refused = "apply a plan that looks dangerous";
-        return Err(Report::new(refused).help("mend what is listed above, or add --insist").exit(REFUSED));
+fn refuse_danger(args: &ApplyArgs, lints: &[Lint]) -> Result<(), Report> {
+    if lints.is_empty() || args.insist {
+        return Ok(());
     }
+    let refused = "apply a plan that looks dangerous";
+    Err(Report::new(refused).help("mend what is listed above, or add --insist").exit(REFUSED))
+}
+
+fn consent(args: &ApplyArgs) -> Result<(), Report> {
     let stdin = std::io::stdin();
     if args.yes || !stdin.is_terminal() || !std::io::stderr().is_terminal() {
         return Ok(());

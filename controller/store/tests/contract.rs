@@ -157,7 +157,7 @@ async fn a_dependency_must_be_known_and_not_have_ended_badly(store: impl Store) 
     assert_eq!(accept(&store, depending_on(first)).await.dependencies_met, [first]);
     store.append(update(Outcome::Failed)).await.unwrap();
     let failed = store.submit(depending_on(first)).await.unwrap_err().to_string();
-    assert_eq!(failed, format!("dependency {first} has ended as failed"));
+    assert_eq!(failed, format!("depend on {first}: it has ended as failed"));
 }
 
 async fn a_batch_is_all_or_nothing(store: impl Store) {

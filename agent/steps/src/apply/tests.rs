@@ -128,7 +128,7 @@ fn tree(root: &Path) -> BTreeMap<String, (u32, String)> {
         for entry in fs::read_dir(folder).unwrap().flatten() {
             let (path, metadata) = (entry.path(), entry.metadata().unwrap());
             let name = path.strip_prefix(root).unwrap().to_string_lossy().into_owned();
-            if name == "var/lib/rackwright" {
+            if ["var/lib/rackwright", "run"].contains(&name.as_str()) {
                 continue;
             }
             let content = if metadata.is_dir() {
@@ -281,6 +281,27 @@ fn an_artifact_is_waited_for_while_other_steps_go_on() {
         deliver(host, "p", &reached("c/state")).unwrap();
         assert_eq!(applying.join().unwrap(), Outcome { changed: 8, failed: 0 });
     });
+}
+
+#[test]
+fn an_artifact_that_found_no_room_is_a_full_disk_and_one_that_nobody_has_is_refused() {
+    struct Refusing(&'static str);
+    impl Controller for Refusing {
+        fn ask(&self, _: &str, _: Ask, _: Duration) -> Result<Reply, StepError> {
+            Ok(Reply::Refused { reason: "x".to_owned(), code: self.0.to_owned() })
+        }
+    }
+    for (named, code) in
+        [("disk-full", "disk-full"), ("", "artifact-refused"), ("bad-step", "artifact-refused")]
+    {
+        let (dir, host) = server();
+        let steps =
+            steps(dir.path()).into_iter().filter(|step| ["a/dir", "b/tool"].contains(&step.id.as_str()));
+        let journal = Journal::open(&host, "p").unwrap();
+        apply(&host, &plan(steps.collect()), &journal, &History::default(), &Refusing(named)).unwrap();
+        let failed = |event: &Event| matches!(&event.what, What::Failed { code: is, .. } if is == code);
+        assert!(events(&host).iter().any(failed), "{named}: {:#?}", events(&host));
+    }
 }
 
 /// Waits, at most 20 s, until the journal holds such an event.

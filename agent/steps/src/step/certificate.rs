@@ -69,7 +69,7 @@ pub(super) fn apply(
     let ask = Ask::Certificate { ca: wanted.ca.clone(), csr: request(wanted, &key)? };
     let (cert, ca) = match controller.ask(step, ask, SIGN_LIMIT)? {
         Reply::Certificate { cert, ca } => (cert, ca),
-        Reply::Refused { reason } => return Err(refused(wanted, &reason)),
+        Reply::Refused { reason, .. } => return Err(refused(wanted, &reason)),
         Reply::Reached => return Err(refused(wanted, "the answer is no certificate")),
     };
     let faults = faults(wanted, cert.as_bytes(), ca.as_bytes(), Some(&key), host.now_s());

@@ -48,8 +48,9 @@ pub(crate) fn ask(
 ) -> Result<(), StepError> {
     match controller.ask(step, Ask::State { state: state.to_owned() }, limit) {
         Ok(Reply::Reached) => Ok(()),
-        Ok(Reply::Refused { reason }) => {
-            Err(StepError::new(Code::WaitRefused, format!("wait for {state}: {reason}")))
+        Ok(Reply::Refused { reason, code }) => {
+            let code = Code::of_io_name(&code).unwrap_or(Code::WaitRefused);
+            Err(StepError::new(code, format!("wait for {state}: {reason}")))
         }
         Ok(Reply::Certificate { .. }) => {
             Err(StepError::new(Code::WaitRefused, format!("wait for {state}: the answer is a certificate")))

@@ -3,10 +3,12 @@
 use crate::out::Out;
 use rackwright_core::lint::Lint;
 use rackwright_rack::drive::{Applied, Driver, cluster_problem, now_s};
+use rackwright_rack::follow::Failure;
 use rackwright_rack::preflight::{Obstacle, preflight};
 use rackwright_rack::saved::{Saved, ServerOutcome};
 use rackwright_rack::survey::{Survey, SurveyError, chain};
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -116,6 +118,25 @@ pub(super) fn nothing(saved: &Saved, finished: u32, took: Duration, out: Out) {
     out.data(text, &json!({ "changes": finished, "servers": servers, "seconds": seconds }));
 }
 
+/// What failed on a server and why, and once for all of it what helps.
+fn failed(server: &str, failures: &[Failure], out: Out) {
+    let (skipped, tried): (Vec<_>, Vec<_>) = failures.iter().partition(|failure| failure.code == "skipped");
+    for failure in &tried {
+        out.say(format_args!("{server}: {} failed [{}]", failure.step, failure.code));
+        out.say(format_args!("    {}", failure.error.replace('\n', "\n    ")));
+        for line in failure.evidence.lines() {
+            out.say(format_args!("    | {line}"));
+        }
+    }
+    if !skipped.is_empty() {
+        out.say(format_args!("{server}: {} steps that need a failed one were not tried", skipped.len()));
+    }
+    let helps: BTreeSet<_> = tried.iter().filter_map(|failure| failure.help()).collect();
+    for help in helps {
+        out.say(format_args!("  help: {server}: {help}"));
+    }
+}
+
 /// What came of an apply.
 pub(super) fn applied(saved: &Saved, applied: &Applied, took: Duration, out: Out) {
     for (server, outcome) in &applied.outcomes {
@@ -126,18 +147,8 @@ pub(super) fn applied(saved: &Saved, applied: &Applied, took: Duration, out: Out
                 continue;
             }
             ServerOutcome::Failed { failures, .. } => {
-                for failure in failures.iter().filter(|failure| failure.code != "skipped") {
-                    out.say(format_args!("{server}: {} failed [{}]", failure.step, failure.code));
-                    out.say(format_args!("    {}", failure.error.replace('\n', "\n    ")));
-                    for line in failure.evidence.lines() {
-                        out.say(format_args!("    | {line}"));
-                    }
-                }
-                let skipped = failures.iter().filter(|failure| failure.code == "skipped").count();
-                if skipped == 0 {
-                    continue;
-                }
-                format!("{skipped} steps that need a failed one were not tried")
+                failed(server, failures, out);
+                continue;
             }
             ServerOutcome::Absent { reason } => format!("absent: {reason}"),
             ServerOutcome::Untrusted { reason } => format!("STOPPED before login: {reason}"),
