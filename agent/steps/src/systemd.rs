@@ -6,10 +6,12 @@ use crate::host::lock;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A query is answered in milliseconds or not at all.
 const QUERY_LIMIT: Duration = Duration::from_secs(20);
+/// Between two looks at a job that has not begun.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// A start waits for the unit itself, whose own limit is 90 s by default.
 const JOB_LIMIT: Duration = Duration::from_mins(5);
 
@@ -77,6 +79,19 @@ impl Units {
         *reloaded = covers;
         Ok(())
     }
+}
+
+/// Waits until systemd has begun a job that it was only handed: until then the unit looks as if nobody had asked.
+pub(crate) fn wait_begun(unit: &str) -> Result<(), StepError> {
+    let deadline = Instant::now() + QUERY_LIMIT;
+    while Instant::now() < deadline {
+        if show(&[unit])?.first().is_some_and(|state| state.active != "inactive") {
+            break;
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+    // The step's second check says what became of it.
+    Ok(())
 }
 
 /// Runs a systemctl job on `unit`; a failure carries the end of the unit's log.

@@ -144,6 +144,9 @@ impl<'a> Wanted<'a> {
             }
             done => done?,
         }
+        if self.no_block {
+            systemd::wait_begun(self.name)?;
+        }
         self.record(host, paths)
     }
 
