@@ -10,11 +10,11 @@ mod jobs;
 mod rack;
 mod results;
 
-use crate::http::{Api, Auth, ClickHouse};
+use crate::http::ClickHouse;
 use crate::shell::{self, ShellError};
+use crate::site::{Site, SiteError};
 use crate::stage::{self, Stages};
 use findings::Findings;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Why the demo stopped.
@@ -23,6 +23,9 @@ pub enum DemoError {
     /// A command failed.
     #[error(transparent)]
     Shell(#[from] ShellError),
+    /// The rack could not be used.
+    #[error(transparent)]
+    Site(#[from] SiteError),
     /// A file could not be read or written.
     #[error("use {path}")]
     File {
@@ -71,8 +74,8 @@ pub struct Demo {
     folder: PathBuf,
     /// The inventory, as given to every command.
     inventory: String,
-    /// Server name to address.
-    addresses: BTreeMap<String, String>,
+    /// The rack, as its users see it.
+    site: Site,
     /// Milliseconds since the epoch when the servers were raised: the bill's first hour.
     since_ms: u128,
     /// The sweep's job id: its rows are the ones that count.
@@ -94,15 +97,14 @@ impl Demo {
             move |cause| DemoError::File { path, cause }
         };
         std::fs::create_dir_all(&folder).map_err(file(&folder))?;
-        let text = std::fs::read_to_string(&inventory).map_err(file(&inventory))?;
-        let addresses =
-            addresses(&text).ok_or_else(|| unexpected("servers with addresses", "none", &inventory))?;
         let binary = std::env::current_exe().map_err(file(Path::new("/proc/self/exe")))?;
+        let rackwright = binary.with_file_name("rackwright").to_string_lossy().into_owned();
+        let site = Site::open(&rackwright, &inventory, &[], &folder)?;
         Ok(Self {
-            rackwright: binary.with_file_name("rackwright").to_string_lossy().into_owned(),
+            rackwright,
             folder,
             inventory: inventory.to_string_lossy().into_owned(),
-            addresses,
+            site,
             since_ms: 0,
             sweep: String::new(),
             options,
@@ -157,7 +159,7 @@ impl Demo {
         stage::command(format_args!("rackwright {}", shown.join(" ")));
         let [ca, token] =
             ["ca.crt", "operator.token"].map(|name| self.folder.join(name).to_string_lossy().into_owned());
-        let url = format!("https://{}:7443", self.address("control1"));
+        let url = self.site.controller();
         let controller =
             [("RACKWRIGHT_URL", url.as_str()), ("RACKWRIGHT_CA", &ca), ("RACKWRIGHT_TOKEN_FILE", &token)];
         shell::show(&self.rackwright, args, &controller)
@@ -172,50 +174,11 @@ impl Demo {
             .map_err(|cause| ShellError::Output { command: args.join(" "), detail: cause.to_string() })
     }
 
-    /// Runs a command line on a server of the lab, as its root.
-    fn on(&self, server: &str, line: &str) -> Result<String, ShellError> {
-        shell::capture(&self.rackwright, &["lab", "ssh", "--inventory", &self.inventory, server, "--", line])
-    }
-
-    fn address(&self, server: &str) -> &str {
-        self.addresses.get(server).map_or("", String::as_str)
-    }
-
-    /// The controller's API with the token of one of the demo's teams.
-    fn api(&self, team: &str) -> Api {
-        Api {
-            base: format!("https://{}:7443", self.address("control1")),
-            ca: self.folder.join("ca.crt"),
-            auth: Auth::Token(self.folder.join(format!("{team}.curl"))),
-        }
-    }
-
-    /// Kubernetes' API with the operator's certificate.
-    fn kubernetes(&self) -> Api {
-        Api {
-            base: format!("https://{}:6443", self.address("control1")),
-            ca: self.folder.join("ca.crt"),
-            auth: Auth::Certificate(self.folder.join("admin.crt"), self.folder.join("admin.key")),
-        }
-    }
-
     fn clickhouse(&self, server: &str) -> ClickHouse {
         ClickHouse {
-            base: format!("http://{}:8123", self.address(server)),
+            base: format!("http://{}:8123", self.site.address(server)),
             config: self.folder.join("clickhouse.curl"),
         }
-    }
-
-    /// Writes a file that only its owner reads.
-    fn keep_secret(&self, name: &str, text: &str) -> Result<PathBuf, DemoError> {
-        use std::os::unix::fs::OpenOptionsExt as _;
-        let path = self.folder.join(name);
-        let failed = |cause| DemoError::File { path: path.clone(), cause };
-        let mut options = std::fs::OpenOptions::new();
-        let mut file =
-            options.create(true).truncate(true).write(true).mode(0o600).open(&path).map_err(failed)?;
-        std::io::Write::write_all(&mut file, text.as_bytes()).map_err(failed)?;
-        Ok(path)
     }
 
     fn repository(&self) -> String {
@@ -224,7 +187,7 @@ impl Demo {
 
     fn next_steps(&self) -> String {
         let folder = self.folder.display();
-        let url = format!("https://{}:7443", self.address("control1"));
+        let url = self.site.controller();
         format!(
             "  export RACKWRIGHT_URL={url} RACKWRIGHT_CA={folder}/ca.crt RACKWRIGHT_TOKEN_FILE={folder}/vision.token\n\
              \x20 rackwright job list                                  every job of your team\n\
@@ -251,13 +214,4 @@ fn must(holds: bool, expected: &str, found: impl std::fmt::Display) -> Result<()
         return Ok(());
     }
     Err(DemoError::Unexpected { expected: expected.to_owned(), found: found.to_string() })
-}
-
-fn addresses(inventory: &str) -> Option<BTreeMap<String, String>> {
-    let table: toml::Table = inventory.parse().ok()?;
-    let servers = table.get("server")?.as_array()?;
-    let pair = |server: &toml::Value| {
-        Some((server.get("name")?.as_str()?.to_owned(), server.get("address")?.as_str()?.to_owned()))
-    };
-    servers.iter().map(pair).collect()
 }

@@ -11,9 +11,11 @@
 pub mod apt;
 pub mod csv;
 pub mod demo;
+pub mod field;
 pub mod http;
 pub mod rack;
 pub mod running;
 pub mod shell;
+pub mod site;
 pub mod stage;
 pub mod table;

@@ -2,6 +2,7 @@
 
 use crate::running::Running;
 use crate::shell::{self, Outcome, ShellError};
+use crate::site::{Site, SiteError};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -76,6 +77,15 @@ impl StoryRack {
         let with = ["--inventory", &self.inventory];
         let (command, rest) = args.split_at(args.len().min(if args.first() == Some(&"lab") { 2 } else { 1 }));
         [command, &with, rest].concat()
+    }
+
+    /// The rack as its users see it; its secrets are removed with the rack.
+    ///
+    /// # Errors
+    /// When the inventory cannot be read.
+    pub fn site(&self) -> Result<Site, SiteError> {
+        let environment = [("XDG_STATE_HOME", self.state.as_str())];
+        Site::open(&self.rackwright, self.inventory(), &environment, &self.folder.path().join("secrets"))
     }
 
     /// The rack's inventory, for stories that spoil it.

@@ -43,13 +43,25 @@ pub fn capture(program: &str, args: &[&str]) -> Result<String, ShellError> {
     capture_with(program, args, b"")
 }
 
+/// As [`capture`], with additions to the environment.
+///
+/// # Errors
+/// When it cannot be started or exits with another code than 0.
+pub fn capture_in(program: &str, args: &[&str], environment: &[(&str, &str)]) -> Result<String, ShellError> {
+    run(Command::new(program).envs(environment.iter().copied()), program, args, b"")
+}
+
 /// Runs a program with `input` on its standard input and returns its standard output.
 ///
 /// # Errors
 /// When it cannot be started or exits with another code than 0.
 pub fn capture_with(program: &str, args: &[&str], input: &[u8]) -> Result<String, ShellError> {
+    run(&mut Command::new(program), program, args, input)
+}
+
+fn run(command: &mut Command, program: &str, args: &[&str], input: &[u8]) -> Result<String, ShellError> {
     let start = |cause| ShellError::Start { program: program.to_owned(), cause };
-    let mut child = Command::new(program)
+    let mut child = command
         .args(args)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

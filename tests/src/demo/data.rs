@@ -2,7 +2,8 @@
 //! flipped byte is found and mended; a predecessor dies in the middle of a gigabyte.
 
 use super::findings::Version;
-use super::{Demo, DemoError, jobs, must, unexpected};
+use super::{Demo, DemoError, must, unexpected};
+use crate::field::{number, text};
 use crate::http::wait_until;
 use crate::shell;
 use crate::stage;
@@ -45,12 +46,12 @@ impl Demo {
         let Some(version) = held.pointer("/datasets/packages").and_then(newest) else {
             return Err(unexpected("a version of packages on data1", &held, Path::new("/v1/data")));
         };
-        let from = format!("/data/rackwright/versions/packages/{}", jobs::text(&version, "digest"));
+        let from = format!("/data/rackwright/versions/packages/{}", text(&version, "digest"));
         let folder = self.folder.join("packages");
         let failed = |cause| DemoError::File { path: folder.clone(), cause };
         std::fs::create_dir_all(&folder).map_err(failed)?;
         for file in ["manifest.json", "rows.bin"] {
-            let encoded = self.on("data1", &format!("base64 -w0 {from}/{file}"))?;
+            let encoded = self.site.on("data1", &format!("base64 -w0 {from}/{file}"))?;
             let target = folder.join(file).to_string_lossy().into_owned();
             shell::capture_with("sh", &["-c", "base64 -d > \"$1\"", "sh", &target], encoded.as_bytes())?;
         }
@@ -69,8 +70,8 @@ impl Demo {
             Ok(text.trim().to_owned())
         };
         let headers = "header = \"X-ClickHouse-User: rackwright\"\nheader = \"X-ClickHouse-Key: ";
-        self.keep_secret("clickhouse.curl", &format!("{headers}{}\"\n", read("clickhouse")?))?;
-        self.keep_secret("minio.curl", &format!("user = \"rackwright:{}\"\n", read("minio")?))?;
+        self.site.keep_secret("clickhouse.curl", &format!("{headers}{}\"\n", read("clickhouse")?))?;
+        self.site.keep_secret("minio.curl", &format!("user = \"rackwright:{}\"\n", read("minio")?))?;
         Ok(())
     }
 
@@ -102,7 +103,7 @@ impl Demo {
 
     fn s3(&self, method: &str, path: &str, file: Option<&Path>) -> Result<String, DemoError> {
         let config = self.folder.join("minio.curl").to_string_lossy().into_owned();
-        let url = format!("http://{}:9000/{path}", self.address("data1"));
+        let url = format!("http://{}:9000/{path}", self.site.address("data1"));
         let mut args =
             vec!["-sS", "--noproxy", "*", "--config", &config, "--aws-sigv4", "aws:amz:us-east-1:s3"];
         let name = file.map(|file| file.to_string_lossy().into_owned());
@@ -122,11 +123,11 @@ impl Demo {
         let flip = "f=$(find /data/rackwright/versions/packages -name rows.bin | head -1); \
                     b=$(dd if=$f bs=1 skip=4321 count=1 2>/dev/null | od -An -tu1 | tr -d ' '); \
                     printf \"\\\\$(printf %03o $(( (b + 1) % 256 )))\" | dd of=$f bs=1 seek=4321 conv=notrunc 2>/dev/null";
-        self.on("ml1", flip)?;
+        self.site.on("ml1", flip)?;
         let text = self.rackwright(&["data", "scrub", "ml1"])?;
         text.lines().for_each(stage::note);
         let after = self.held("ml1")?;
-        let grew = |key: &str| jobs::number(&after, key).saturating_sub(jobs::number(&before, key));
+        let grew = |key: &str| number(&after, key).saturating_sub(number(&before, key));
         (self.findings.scrub_found, self.findings.scrub_repaired) =
             (grew("scrub_found"), grew("scrub_repaired"));
         must(
@@ -162,9 +163,9 @@ impl Demo {
     fn bulk_with_a_death(&mut self) -> Result<(), DemoError> {
         stage::command("curl -X POST …/v1/data/sync -d '{\"datasets\": [\"bulk\"]}'");
         let wanted = serde_json::json!({"datasets": ["bulk"]});
-        self.api("operator").expect("POST", "/v1/data/sync", Some(&wanted), &[])?;
+        self.site.api("operator").expect("POST", "/v1/data/sync", Some(&wanted), &[])?;
         let part = |demo: &Self, server: &str| -> Result<u64, shell::ShellError> {
-            Ok(bulk_version(&demo.held(server)?).map_or(0, |version| jobs::number(&version, "bytes")))
+            Ok(bulk_version(&demo.held(server)?).map_or(0, |version| number(&version, "bytes")))
         };
         let midway = wait_until("ml2 has a third of the gigabyte", LONG, || {
             let bytes = part(self, "ml2")?;
@@ -188,7 +189,7 @@ impl Demo {
 
     /// What one agent says that it holds.
     fn held(&self, server: &str) -> Result<Value, shell::ShellError> {
-        let data = self.api("operator").get("/v1/data")?;
+        let data = self.site.api("operator").get("/v1/data")?;
         let found = data.get("nodes").and_then(|nodes| nodes.get(server)?.get("held").cloned());
         Ok(found.unwrap_or_default())
     }
@@ -204,9 +205,9 @@ impl Demo {
             let versions = held.iter().filter_map(|(name, versions)| {
                 let newest = newest(versions)?;
                 let version = Version {
-                    generation: jobs::number(&newest, "generation"),
-                    bytes: jobs::number(&newest, "total_bytes"),
-                    digest: jobs::text(&newest, "digest"),
+                    generation: number(&newest, "generation"),
+                    bytes: number(&newest, "total_bytes"),
+                    digest: text(&newest, "digest"),
                 };
                 Some((name.clone(), version))
             });
@@ -219,7 +220,7 @@ impl Demo {
 /// The newest complete version.
 fn newest(versions: &Value) -> Option<Value> {
     let complete = versions.as_array()?.iter().filter(|one| one.get("complete") == Some(&Value::Bool(true)));
-    complete.max_by_key(|one| jobs::number(one, "generation")).cloned()
+    complete.max_by_key(|one| number(one, "generation")).cloned()
 }
 
 fn bulk_version(held: &Value) -> Option<Value> {

@@ -2,6 +2,7 @@
 //! start; then what is left of their pods.
 
 use super::{Demo, DemoError, must};
+use crate::field::{number, text};
 use crate::http::{Api, wait_until};
 use crate::stage;
 use serde_json::{Value, json};
@@ -14,7 +15,7 @@ pub(super) const SWEEP: u64 = 20;
 impl Demo {
     /// Stage 5.
     pub(super) fn run_jobs(&mut self) -> Result<(), DemoError> {
-        let (vision, ranking) = (self.api("vision"), self.api("ranking"));
+        let (vision, ranking) = (self.site.api("vision"), self.site.api("ranking"));
         let before = vision.get("/v1/etcd")?;
         self.findings.etcd_before = in_use(&before);
         self.measure_start(&vision)?;
@@ -38,7 +39,7 @@ impl Demo {
 
     /// Stage 6.
     pub(super) fn prune(&mut self) -> Result<(), DemoError> {
-        let api = self.api("operator");
+        let api = self.site.api("operator");
         let gone = wait_until("finished pods are pruned", LONG, || {
             let counters = api.get("/v1/etcd")?;
             let left = counters.get("job_pods").and_then(Value::as_u64).unwrap_or(u64::MAX);
@@ -165,7 +166,7 @@ impl Demo {
 
     /// kube-scheduler places everybody else's pods; the taint keeps them off the ml nodes.
     fn foreign_pods(&self) -> Result<(), DemoError> {
-        let api = self.kubernetes();
+        let api = self.site.kubernetes();
         for (name, tolerates) in [("plain", false), ("tolerant", true)] {
             let path = "/apis/apps/v1/namespaces/default/deployments";
             let answer = api.call("POST", path, Some(&deployment(name, tolerates)), &[])?;
@@ -179,7 +180,7 @@ impl Demo {
         stage::note(format_args!("foreign pods: plain on {}, tolerant on {}", nodes.0, nodes.1));
         must(!nodes.0.starts_with("ml"), "a plain pod stays off the ml nodes", &nodes.0)?;
         must(nodes.1.starts_with("ml"), "a tolerant pod lands on an ml node", &nodes.1)?;
-        let ours = self.api("vision");
+        let ours = self.site.api("vision");
         wait_until("our scheduler counts the foreign pod", LONG, || {
             let listed = ours.get("/v1/nodes")?;
             Ok(others_cpu(&listed, &nodes.1).filter(|milli| *milli >= 50))
@@ -265,14 +266,6 @@ fn summary(job: &Value) -> &Value {
 
 fn job_text(job: &Value, key: &str) -> String {
     text(summary(job), key)
-}
-
-pub(super) fn text(value: &Value, key: &str) -> String {
-    value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
-}
-
-pub(super) fn number(value: &Value, key: &str) -> u64 {
-    value.get(key).and_then(Value::as_u64).unwrap_or(0)
 }
 
 fn in_use(counters: &Value) -> u64 {

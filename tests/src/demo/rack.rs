@@ -1,8 +1,8 @@
 //! Stages 1 to 3: servers, artifacts, and the way from bare servers to five Ready nodes.
 
-use super::{Demo, DemoError, jobs, must};
+use super::{Demo, DemoError, must};
+use crate::field::text;
 use crate::http::wait_until;
-use crate::shell;
 use crate::stage;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -56,9 +56,10 @@ impl Demo {
         let whole = start.elapsed().as_secs_f64();
         let ready = applied.get("ready_s").and_then(Value::as_f64).unwrap_or(whole);
         self.findings.ssh_to_ready_s = before_apply + ready;
-        self.open_kubernetes()?;
+        stage::command("rackwright kubeconfig --inventory inventory/lab.toml");
+        self.site.open_kubernetes()?;
         self.findings.nodes_ready = wait_until("five nodes are Ready", READY, || {
-            let ready = self.ready_nodes();
+            let ready = self.site.ready_nodes().len() as u64;
             Ok((ready >= 5).then_some(ready))
         })?;
         let took = self.findings.ssh_to_ready_s;
@@ -69,7 +70,11 @@ impl Demo {
         self.drift()?;
         self.reach_each_other()?;
         self.weigh_agents()?;
-        self.make_tokens()
+        self.site.make_operator()?;
+        for team in ["vision", "ranking"] {
+            self.site.make_token(team, "submitter")?;
+        }
+        Ok(())
     }
 
     /// Proportional set size of the agent's units together, on the server where they are heaviest.
@@ -78,9 +83,8 @@ impl Demo {
         let line = format!(
             "for u in {units}; do cat /proc/$(systemctl show -p MainPID --value $u)/smaps_rollup; done"
         );
-        let servers: Vec<String> = self.addresses.keys().cloned().collect();
-        for server in servers {
-            let said = self.on(&server, &line)?;
+        for server in self.site.servers() {
+            let said = self.site.on(server, &line)?;
             let sizes = said.lines().filter_map(|line| line.strip_prefix("Pss:")?.split_whitespace().next());
             let sizes: Vec<u64> = sizes.filter_map(|size| size.parse().ok()).collect();
             must(sizes.len() == UNITS.len(), "every unit of the agent runs", &said)?;
@@ -107,9 +111,9 @@ impl Demo {
 
     /// Changes a file, a unit and a package behind its back: the plan names exactly those.
     fn drift(&mut self) -> Result<(), DemoError> {
-        self.on("ml1", "echo '# by hand' >> /etc/containerd/config.toml")?;
-        self.on("ml2", "systemctl stop rackwright-proxy")?;
-        self.on("data1", "dpkg -r --force-depends socat >/dev/null")?;
+        self.site.on("ml1", "echo '# by hand' >> /etc/containerd/config.toml")?;
+        self.site.on("ml2", "systemctl stop rackwright-proxy")?;
+        self.site.on("data1", "dpkg -r --force-depends socat >/dev/null")?;
         let plan = self.rackwright_json(&["plan", "--inventory", &self.inventory])?;
         let named = differences(&plan);
         named.iter().for_each(stage::note);
@@ -130,7 +134,7 @@ impl Demo {
 
     /// Pods of different servers reach each other, and a Service answers by its address.
     fn reach_each_other(&self) -> Result<(), DemoError> {
-        let api = self.kubernetes();
+        let api = self.site.kubernetes();
         let pod = |name: &str, node: &str, image: &str, command: &[&str]| {
             json!({
                 "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}},
@@ -178,76 +182,15 @@ impl Demo {
         }
         Ok(())
     }
-
-    /// The operator's kubeconfig, taken apart for curl.
-    fn open_kubernetes(&self) -> Result<(), DemoError> {
-        let text = self.rackwright(&["kubeconfig", "--inventory", &self.inventory])?;
-        for (key, file) in [
-            ("certificate-authority-data", "ca.crt"),
-            ("client-certificate-data", "admin.crt"),
-            ("client-key-data", "admin.key"),
-        ] {
-            let line = text.split([',', '\n', '{', '}']).find_map(|part| part.trim().strip_prefix(key));
-            let encoded = line.unwrap_or_default().trim_start_matches(':').trim().trim_matches('"');
-            let plain = shell::capture_with("base64", &["-d"], encoded.as_bytes())?;
-            self.keep_secret(file, &plain)?;
-        }
-        Ok(())
-    }
-
-    fn ready_nodes(&self) -> u64 {
-        let Ok(nodes) = self.kubernetes().get("/api/v1/nodes") else { return 0 };
-        let items = nodes.get("items").and_then(Value::as_array).cloned().unwrap_or_default();
-        let ready = items.iter().filter(|node| {
-            let conditions = node.pointer("/status/conditions").and_then(Value::as_array).cloned();
-            conditions.unwrap_or_default().iter().any(|condition| {
-                jobs::text(condition, "type") == "Ready" && jobs::text(condition, "status") == "True"
-            })
-        });
-        ready.count() as u64
-    }
-
-    /// The first token is made on the control server; the others come from the API.
-    fn make_tokens(&self) -> Result<(), DemoError> {
-        let store = "/var/lib/rackwright/store/jobs.db";
-        let create = format!(
-            "rackwright serve token create --store {store} --role operator --owner operator --team ops --json"
-        );
-        let made = self.on("control1", &create)?;
-        let made: Value = serde_json::from_str(made.trim()).unwrap_or_default();
-        self.keep_token("operator", &jobs::text(&made, "token"))?;
-        let operator = self.api("operator");
-        wait_until("the controller is ready", READY, || {
-            Ok(operator
-                .call("GET", "/readyz", None, &[])
-                .is_ok_and(|answer| answer.status == 200)
-                .then_some(()))
-        })?;
-        for team in ["vision", "ranking"] {
-            let wanted = json!({"owner": format!("{team}-lead"), "team": team, "role": "submitter"});
-            let made = operator.expect("POST", "/v1/tokens", Some(&wanted), &[])?;
-            self.keep_token(team, &jobs::text(&made, "token"))?;
-        }
-        Ok(())
-    }
-
-    fn keep_token(&self, name: &str, token: &str) -> Result<(), DemoError> {
-        must(token.starts_with("rw_"), "a token", "something else")?;
-        self.keep_secret(&format!("{name}.token"), token)?;
-        self.keep_secret(&format!("{name}.curl"), &format!("header = \"Authorization: Bearer {token}\"\n"))?;
-        Ok(())
-    }
 }
 
 /// `server: summary` of every difference of a plan.
 fn differences(plan: &Value) -> Vec<String> {
     let servers = plan.pointer("/plan/servers").and_then(Value::as_array).cloned().unwrap_or_default();
     let lines = servers.iter().flat_map(|server| {
-        let name = jobs::text(server, "server");
+        let name = text(server, "server");
         let found = server.get("differences").and_then(Value::as_array).cloned().unwrap_or_default();
-        found
-            .into_iter()
-            .map(move |one| format!("{name}: {}: {}", jobs::text(&one, "step"), jobs::text(&one, "summary")))
+        found.into_iter().map(move |one| format!("{name}: {}: {}", text(&one, "step"), text(&one, "summary")))
     });
     lines.collect()
 }
