@@ -130,6 +130,7 @@ impl Server {
                 image_pull_policy: config.kubernetes.image_pull_policy.clone(),
                 seccomp: config.kubernetes.seccomp,
             },
+            silence: config.jobs.silence(),
             counters: Arc::clone(&counters),
         };
         let brain = Brain {
@@ -148,6 +149,7 @@ impl Server {
             records: HashMap::new(),
             last,
             unlisted: false,
+            seen: false,
         };
         let etcd = config.etcd.clone().map(EtcdWatch::new);
         let app = App(Arc::new(Parts {
@@ -197,7 +199,7 @@ impl Server {
 /// # Errors
 /// It is damaged, of a newer build, or in use.
 pub(crate) fn open(config: &Config) -> Result<SqliteStore, ServeError> {
-    SqliteStore::open(SqliteOptions::at(config.store.clone())).map_err(ServeError::Store)
+    SqliteStore::open_alone(SqliteOptions::at(config.store.clone())).map_err(ServeError::Store)
 }
 
 /// The scheduler's policy, as far as `serve.toml` sets it.

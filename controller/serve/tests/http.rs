@@ -98,6 +98,13 @@ async fn problem(request: RequestBuilder, status: StatusCode, code: &str) -> Val
     body
 }
 
+/// As [`problem`], for a submit: it must also say what helps.
+async fn refused(request: RequestBuilder, status: StatusCode, code: &str) -> Value {
+    let body = problem(request, status, code).await;
+    assert!(body["hint"].as_str().is_some_and(|hint| !hint.is_empty()), "{code} has no hint: {body}");
+    body
+}
+
 async fn ok(request: RequestBuilder) -> Value {
     let response = request.send().await.unwrap();
     let status = response.status();
@@ -114,21 +121,21 @@ fn job() -> Value {
 async fn every_bad_submit_is_a_problem_with_a_code_and_a_hint() {
     let rig = Rig::new(Limits::default()).await;
     let submit = |body: &str| rig.submit(body.to_owned());
-    problem(submit("{"), StatusCode::BAD_REQUEST, "malformed-json").await;
-    problem(submit(""), StatusCode::BAD_REQUEST, "malformed-json").await;
-    problem(submit("[]"), StatusCode::UNPROCESSABLE_ENTITY, "invalid-job").await;
-    problem(submit(&"x".repeat((1 << 20) + 1)), StatusCode::PAYLOAD_TOO_LARGE, "body-too-large").await;
+    refused(submit("{"), StatusCode::BAD_REQUEST, "malformed-json").await;
+    refused(submit(""), StatusCode::BAD_REQUEST, "malformed-json").await;
+    refused(submit("[]"), StatusCode::UNPROCESSABLE_ENTITY, "invalid-job").await;
+    refused(submit(&"x".repeat((1 << 20) + 1)), StatusCode::PAYLOAD_TOO_LARGE, "body-too-large").await;
     let unknown = json!({"name": "Fit!", "imagee": "x", "resources": {"cpu": "lots", "memroy": "1GiB"}});
-    let body = problem(submit(&unknown.to_string()), StatusCode::UNPROCESSABLE_ENTITY, "invalid-job").await;
+    let body = refused(submit(&unknown.to_string()), StatusCode::UNPROCESSABLE_ENTITY, "invalid-job").await;
     let fields: Vec<&str> =
         body["findings"].as_array().unwrap().iter().map(|f| f["field"].as_str().unwrap()).collect();
     for field in ["name", "image", "imagee", "resources.cpu", "resources.memroy"] {
         assert!(fields.contains(&field), "{field} is missing in {fields:?}");
     }
     let dataset = json!({"name": "fit", "image": "i", "datasets": [{"name": "nowhere"}]});
-    problem(submit(&dataset.to_string()), StatusCode::UNPROCESSABLE_ENTITY, "unknown-dataset").await;
+    refused(submit(&dataset.to_string()), StatusCode::UNPROCESSABLE_ENTITY, "unknown-dataset").await;
     let key = submit(&job().to_string()).header("Idempotency-Key", "with space");
-    problem(key, StatusCode::BAD_REQUEST, "invalid-idempotency-key").await;
+    refused(key, StatusCode::BAD_REQUEST, "invalid-idempotency-key").await;
     assert_eq!(ok(rig.get("/v1/jobs")).await["jobs"], json!([]), "a refused body changed something");
     rig.server.stop().await;
 }
@@ -138,7 +145,7 @@ async fn a_chunked_body_over_the_limit_is_refused_too() {
     let rig = Rig::new(Limits { body_bytes: 1024, ..Limits::default() }).await;
     let chunks = futures::stream::iter((0..64).map(|_| Ok::<_, std::io::Error>(vec![b' '; 1024])));
     let request = rig.submit(reqwest::Body::wrap_stream(chunks));
-    problem(request, StatusCode::PAYLOAD_TOO_LARGE, "body-too-large").await;
+    refused(request, StatusCode::PAYLOAD_TOO_LARGE, "body-too-large").await;
     rig.server.stop().await;
 }
 
@@ -149,14 +156,20 @@ async fn nobody_gets_in_without_the_right_token() {
     problem(bare("/v1/jobs"), StatusCode::UNAUTHORIZED, "unauthenticated").await;
     problem(bare("/metrics"), StatusCode::UNAUTHORIZED, "unauthenticated").await;
     problem(bare("/v1/nothing-here"), StatusCode::UNAUTHORIZED, "unauthenticated").await;
+    let submit = || rig.http.post(rig.url("/v1/jobs")).json(&job());
+    refused(submit(), StatusCode::UNAUTHORIZED, "unauthenticated").await;
+    refused(submit().bearer_auth("rw_guess"), StatusCode::UNAUTHORIZED, "unauthenticated").await;
+    refused(submit().basic_auth("operator", Some("rw_guess")), StatusCode::UNAUTHORIZED, "unauthenticated")
+        .await;
     problem(bare("/v1/jobs").bearer_auth("rw_guess"), StatusCode::UNAUTHORIZED, "unauthenticated").await;
     assert_eq!(bare("/livez").send().await.unwrap().status(), StatusCode::OK);
     assert_eq!(bare("/openapi.json").send().await.unwrap().status(), StatusCode::OK);
     let viewer = rig.token("viewer", "vision").await;
     let submit = rig.http.post(rig.url("/v1/jobs")).bearer_auth(&viewer).json(&job());
-    problem(submit, StatusCode::FORBIDDEN, "forbidden").await;
+    refused(submit, StatusCode::FORBIDDEN, "forbidden").await;
     let submitter = rig.token("submitter", "vision").await;
     problem(bare("/v1/tokens").bearer_auth(&submitter), StatusCode::FORBIDDEN, "forbidden").await;
+    assert_eq!(ok(rig.get("/v1/jobs")).await["jobs"], json!([]), "a refused submit was accepted");
     let tokens = ok(rig.get("/v1/tokens")).await;
     let id = tokens["tokens"][1]["id"].as_str().unwrap().to_owned();
     let revoke = rig.http.post(rig.url(&format!("/v1/tokens/{id}/revoke"))).bearer_auth(rig.operator());
@@ -175,10 +188,22 @@ async fn a_repeated_key_returns_the_first_job_and_never_another() {
     let second = ok(submit(job())).await;
     assert_eq!((&second["id"], &second["replayed"]), (&first["id"], &json!(true)));
     let other = json!({"name": "other", "image": "i"});
-    let body = problem(submit(other), StatusCode::CONFLICT, "idempotency-key-reused").await;
+    let body = refused(submit(other), StatusCode::CONFLICT, "idempotency-key-reused").await;
     assert!(body["detail"].as_str().unwrap().contains(first["id"].as_str().unwrap()));
     assert_eq!(ok(rig.get("/v1/jobs")).await["jobs"].as_array().unwrap().len(), 1);
     rig.server.stop().await;
+}
+
+#[tokio::test]
+async fn a_second_controller_on_the_same_store_does_not_start() {
+    let rig = Rig::new(Limits::default()).await;
+    let refused = Server::start(config(rig.folder.path(), Limits::default())).await.unwrap_err();
+    let cause = std::error::Error::source(&refused).unwrap().to_string();
+    assert!(cause.contains("in use by another controller"), "{cause}");
+    ok(rig.submit(job().to_string())).await;
+    rig.server.stop().await;
+    // The next one starts as soon as the first has let go.
+    Server::start(config(rig.folder.path(), Limits::default())).await.unwrap().stop().await;
 }
 
 #[tokio::test]

@@ -77,6 +77,12 @@ pub enum StoreError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Another controller serves from this store.
+    #[error("{path} is in use by another controller")]
+    InUse {
+        /// The database file.
+        path: PathBuf,
+    },
     /// SQLite failed.
     #[error("{doing}")]
     Sqlite {

@@ -18,6 +18,7 @@ use crate::rows::{
 };
 use rackwright_wire::id::{JobId, PodKey};
 use rusqlite::Connection;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use writer::Writer;
@@ -50,6 +51,8 @@ pub struct SqliteStore {
 #[derive(Debug)]
 struct Inner {
     path: PathBuf,
+    /// Held by the one controller, by nobody else who opens the file.
+    _alone: Option<File>,
     writer: Writer,
     /// Idle read connections; more are opened when all are in use.
     readers: Mutex<Vec<Connection>>,
@@ -61,9 +64,25 @@ impl SqliteStore {
     /// # Errors
     /// It cannot be opened, was written by a newer build, or is damaged.
     pub fn open(options: SqliteOptions) -> Result<Self, StoreError> {
+        Self::start(options, None)
+    }
+
+    /// As [`SqliteStore::open`], for the controller, which keeps its state in memory: a second one on the
+    /// same file would decide everything a second time. The lock is the kernel's: it lasts as long as any
+    /// handle of this store, and ends with the process however that ends.
+    ///
+    /// # Errors
+    /// As [`SqliteStore::open`]; [`StoreError::InUse`] when another controller has the lock.
+    pub fn open_alone(options: SqliteOptions) -> Result<Self, StoreError> {
+        let alone = lock(&options.path)?;
+        Self::start(options, Some(alone))
+    }
+
+    fn start(options: SqliteOptions, alone: Option<File>) -> Result<Self, StoreError> {
         let connection = schema::open(&options.path)?;
         let writer = Writer::start(connection, &options.path, options.queue)?;
-        Ok(Self { inner: Arc::new(Inner { path: options.path, writer, readers: Mutex::default() }) })
+        let inner = Inner { path: options.path, _alone: alone, writer, readers: Mutex::default() };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// The database file.
@@ -94,6 +113,18 @@ impl SqliteStore {
             answer
         });
         reading.await.unwrap_or(Err(StoreError::Closed))
+    }
+}
+
+/// Beside the database, because SQLite has locks of its own on that file.
+fn lock(database: &Path) -> Result<File, StoreError> {
+    let path = database.with_extension("lock");
+    let failed = |source| StoreError::Io { doing: "lock", path: path.clone(), source };
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path: database.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
     }
 }
 

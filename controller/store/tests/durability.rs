@@ -111,6 +111,21 @@ async fn a_key_that_was_answered_still_answers_after_a_restart() {
 }
 
 #[tokio::test]
+async fn a_second_controller_is_kept_out_until_the_first_has_let_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let alone = || SqliteStore::open_alone(SqliteOptions::at(folder.path().join("jobs.db")));
+    let first = alone().unwrap();
+    let handle = first.clone();
+    assert!(matches!(alone(), Err(StoreError::InUse { .. })), "a second controller opened the store");
+    // A token made by hand goes into the same file while the controller serves.
+    drop(open(folder.path()));
+    drop(first);
+    assert!(matches!(alone(), Err(StoreError::InUse { .. })), "a handle is left, and it can write");
+    drop(handle);
+    alone().unwrap();
+}
+
+#[tokio::test]
 async fn more_than_the_queue_holds_is_refused_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(SqliteOptions { path: folder.path().join("jobs.db"), queue: 2 }).unwrap();
