@@ -93,7 +93,10 @@ impl Node {
         let mut outcome = Ok(());
         self.wanted.send_if_modified(|current| {
             let key = wanted::pinned_key(layout);
-            let checked = key.and_then(|key| wanted::check(wanted, key, current.as_deref()));
+            let checked = key.and_then(|key| {
+                let held = if current.is_none() { layout.manifests()? } else { Vec::new() };
+                wanted::check(wanted, key, current.as_deref(), &held)
+            });
             match checked.and_then(|(accepted, new)| {
                 if new {
                     wanted::remember(layout, &accepted)?;

@@ -29,13 +29,17 @@ impl Accepted {
 
     /// Newest generation of each dataset.
     fn generations(&self) -> BTreeMap<&str, u64> {
-        let mut newest = BTreeMap::new();
-        for (_, manifest) in &self.manifests {
-            let generation = newest.entry(manifest.dataset.as_str()).or_insert(0);
-            *generation = manifest.generation.max(*generation);
-        }
-        newest
+        newest(self.manifests.iter().map(|(_, manifest)| manifest))
     }
+}
+
+fn newest<'m>(manifests: impl IntoIterator<Item = &'m Manifest>) -> BTreeMap<&'m str, u64> {
+    let mut newest = BTreeMap::new();
+    for manifest in manifests {
+        let generation = newest.entry(manifest.dataset.as_str()).or_insert(0);
+        *generation = manifest.generation.max(*generation);
+    }
+    newest
 }
 
 /// Pins the controller's manifest key (SPKI PEM), the first time; later only the same key is fine.
@@ -65,7 +69,8 @@ pub fn pinned_key(layout: &Layout) -> Result<Option<[u8; 32]>, Error> {
     }
 }
 
-/// Checks a wanted set against the key and against the one before; says whether it is new.
+/// Checks a wanted set against the key and against the one before; says whether it is new. Where the one
+/// before is not remembered, what is held says how far each dataset was.
 ///
 /// # Errors
 /// It is refused; nothing has changed.
@@ -73,6 +78,7 @@ pub fn check(
     wanted: &Wanted,
     key: Option<[u8; 32]>,
     before: Option<&Accepted>,
+    held: &[Manifest],
 ) -> Result<(Accepted, bool), Error> {
     let what = || format!("wanted generation {}", wanted.generation);
     let key = key.ok_or_else(|| Error::refused(what(), "no manifest key is pinned yet"))?;
@@ -80,13 +86,13 @@ pub fn check(
         return Err(Error::refused(what(), format!("version {} is not {MANIFEST_VERSION}", wanted.version)));
     }
     let accepted = open(wanted.clone(), &key)?;
-    let Some(before) = before else { return Ok((accepted, true)) };
-    let newest = accepted.generations();
-    for (dataset, generation) in before.generations() {
-        if newest.get(dataset).is_some_and(|offered| *offered < generation) {
+    let offered_now = accepted.generations();
+    for (dataset, generation) in before.map_or_else(|| newest(held), Accepted::generations) {
+        if offered_now.get(dataset).is_some_and(|offered| *offered < generation) {
             return Err(Error::refused(what(), format!("{dataset} was at generation {generation} already")));
         }
     }
+    let Some(before) = before else { return Ok((accepted, true)) };
     match wanted.generation.cmp(&before.wanted.generation) {
         std::cmp::Ordering::Less => Err(Error::refused(
             what(),

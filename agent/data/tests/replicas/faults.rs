@@ -58,6 +58,21 @@ async fn a_truncated_object_of_a_peer_is_completed_from_the_next() {
 }
 
 #[tokio::test]
+async fn a_truncated_object_of_the_only_source_never_becomes_visible() {
+    let rig = Rig::new();
+    let file = store_object(&rig.config("data1").data_dir, "big", &content(14, 1));
+    let version = manifest("big", 1, vec![file.clone()]);
+    let (data1, ml1) = (rig.start("data1"), rig.start("ml1"));
+    damage(&data1.object(&file), |rotten| rotten.truncate(4_000_000));
+    let controller = rig.controller(&[&ml1]);
+    controller.trust(&ml1).await;
+    controller.want(&ml1, &wanted(1, &[rig.sign(&version)], "big", &[data1.peer()])).await.unwrap();
+    let held = controller.until(&ml1, &version, |held| held.blocked.is_some()).await;
+    assert!(!held.complete && held.bytes < version.bytes(), "{held:?}");
+    assert!(!ml1.version(&version).exists());
+}
+
+#[tokio::test]
 async fn a_stream_that_breaks_midway_goes_on_at_the_same_byte_from_the_next_peer() {
     let rig = Rig::new();
     let bytes = content(9, 1);
@@ -102,6 +117,17 @@ async fn forged_old_and_hostile_manifests_are_refused_and_change_nothing() {
         let refused = controller.want(&ml1, &wanted(1, &[signed], "packages", &[])).await.unwrap_err();
         assert!(refused.starts_with("422"), "{path:?}: {refused}");
     }
+    let spoils: [fn(&mut String); 3] = [
+        |text| text.truncate(100),
+        |text| text.push(' '),
+        |text| *text = text.replace("rows.bin", "rows.bim"),
+    ];
+    for spoil in spoils {
+        let mut spoiled = rig.sign(&good);
+        spoil(&mut spoiled.manifest);
+        let refused = controller.want(&ml1, &wanted(1, &[spoiled], "packages", &[])).await.unwrap_err();
+        assert!(refused.starts_with("422") && refused.contains("signature"), "{refused}");
+    }
     let truncated = sign_unchecked(&rig, &serde_json::to_string(&good).unwrap()[..100]);
     assert!(controller.want(&ml1, &wanted(1, &[truncated], "packages", &[])).await.is_err());
     let misplaced = wanted(1, &[rig.sign(&good)], "indexes", &[]);
@@ -116,6 +142,37 @@ async fn forged_old_and_hostile_manifests_are_refused_and_change_nothing() {
     assert!(refused.contains("generation 3 was accepted"), "{refused}");
     let held = controller.held(&ml1).await;
     assert_eq!((held.generation, held.datasets["packages"][0].generation), (3, 5));
+}
+
+#[tokio::test]
+async fn an_older_generation_is_refused_after_a_restart_and_when_the_memory_of_the_newer_is_spoilt() {
+    let rig = Rig::new();
+    let data_dir = rig.config("data1").data_dir;
+    let newer = manifest("packages", 5, vec![store_object(&data_dir, "rows.bin", b"new")]);
+    let older = manifest("packages", 4, vec![store_object(&data_dir, "rows.bin", b"old")]);
+    let (data1, mut ml1) = (rig.start("data1"), rig.start("ml1"));
+    let controller = rig.controller(&[&ml1]);
+    controller.trust(&ml1).await;
+    controller.want(&ml1, &wanted(7, &[rig.sign(&newer)], "packages", &[data1.peer()])).await.unwrap();
+    controller.complete(&ml1, &newer).await;
+    let memory = ml1.data_dir.join("wanted.json");
+    let text = fs::read_to_string(&memory).unwrap();
+    let corrupt = text.replace("rows.bin", "rows.bim");
+    for spoilt in [text.as_str(), &text[..text.len() / 2], &corrupt, ""] {
+        ml1.kill();
+        fs::write(&memory, spoilt).unwrap();
+        ml1 = rig.start("ml1");
+        let controller = rig.controller(&[&ml1]);
+        let rolled_back = wanted(8, &[rig.sign(&older)], "packages", &[data1.peer()]);
+        let refused = controller.want(&ml1, &rolled_back).await.unwrap_err();
+        assert!(refused.contains("generation 5 already"), "{refused}");
+        assert!(!ml1.version(&older).exists());
+        let current = fs::read_link(ml1.data_dir.join("versions/packages/current")).unwrap();
+        assert_eq!(current.to_str(), Some(newer.digest().as_str()));
+    }
+    let controller = rig.controller(&[&ml1]);
+    controller.want(&ml1, &wanted(9, &[rig.sign(&newer)], "packages", &[data1.peer()])).await.unwrap();
+    assert!(controller.complete(&ml1, &newer).await.complete, "the version itself was never gone");
 }
 
 #[tokio::test]
