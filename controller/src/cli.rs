@@ -11,7 +11,11 @@ mod serve;
 use crate::out::Out;
 use crate::report::Report;
 use clap::{Parser, Subcommand};
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
+
+/// The Kubernetes client logs every refused connection; whoever made the call says so with its reason.
+const SAID_BY_US: &str = "kube_client::client::builder=off";
 
 /// Kubernetes racks on rented servers, for ML.
 #[derive(Debug, Parser)]
@@ -103,6 +107,7 @@ fn log_to_stderr(verbose: u8) {
         _ => "debug",
     };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("{level},{SAID_BY_US}")));
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
 }

@@ -34,7 +34,7 @@ pub use view::{AttemptView, JobView, NodeView};
 
 use fit::Shape;
 use index::Index;
-use rackwright_wire::id::JobId;
+use rackwright_wire::id::{JobId, NodeName};
 use serde::{Deserialize, Serialize};
 use state::State;
 use std::collections::{BTreeMap, BTreeSet};
@@ -51,6 +51,8 @@ pub struct Sched {
     index: Index,
     /// The latest time that an event or a decision brought; never goes back.
     clock_ms: u64,
+    /// From when on the cluster has been seen without a gap; see [`Sched::sight`].
+    sight_ms: Option<u64>,
     /// Shapes that found no place since capacity last grew; only saves work, decides nothing.
     no_place: BTreeSet<Arc<Shape>>,
     /// Jobs whose view changed since [`Sched::take_changed`]; the view itself when the job was dropped.
@@ -84,6 +86,7 @@ impl Sched {
             state: State::default(),
             index: Index::default(),
             clock_ms: 0,
+            sight_ms: Some(0),
             no_place: BTreeSet::new(),
             changed: BTreeMap::new(),
         }
@@ -108,11 +111,25 @@ impl Sched {
             state: snapshot.state,
             index: Index::default(),
             clock_ms: snapshot.clock_ms,
+            sight_ms: Some(0),
             no_place: BTreeSet::new(),
             changed,
         };
         sched.index = sched.rebuilt_index();
         Ok(sched)
+    }
+
+    /// Says from when on the cluster has been seen without a gap, `None` while it is not. A node that was
+    /// last seen unready may have come back unseen, so leases count from here: nothing is declared lost
+    /// while nobody looks. No part of the state: what it leads to is recorded as decisions.
+    pub fn sight(&mut self, since_ms: Option<u64>) {
+        self.sight_ms = since_ms;
+        let unready =
+            |(name, node): (&NodeName, &state::Node)| node.unready_since_ms.map(|_since| name.clone());
+        let nodes: Vec<NodeName> = self.state.nodes.iter().filter_map(unready).collect();
+        for name in nodes {
+            self.touch_node(&name);
+        }
     }
 
     /// Rebuilds every index from the state and compares, and checks what must hold in every state.

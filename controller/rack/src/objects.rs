@@ -51,6 +51,7 @@ fn serve_role() -> Value {
             rule("", &["nodes"], &["get", "list", "watch", "patch"]),
             rule("", &["namespaces"], &["get", "list", "watch", "create", "patch"]),
             rule("", &["events"], &["get", "list", "watch"]),
+            rule("coordination.k8s.io", &["leases"], &["get"]),
             rule("storage.k8s.io", &["csinodes"], &["get", "list", "watch"]),
         ],
     })

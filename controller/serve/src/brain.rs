@@ -40,7 +40,7 @@ const LONGEST_SLEEP: Duration = Duration::from_mins(1);
 /// Events after which the log is shortened by a snapshot.
 const SNAPSHOT_EVERY: usize = 20_000;
 
-/// A question about the current state, answered in the loop.
+/// A question about the current state, answered in the loop once that state is durable.
 pub(crate) type Question = Box<dyn FnOnce(&Sched, &World) + Send>;
 
 /// What the HTTP interface tells the loop.
@@ -85,6 +85,8 @@ pub(crate) struct Brain {
     pub(crate) last: Seq,
     /// The last list failed: the next one comes sooner.
     pub(crate) unlisted: bool,
+    /// The last list succeeded.
+    pub(crate) seen: bool,
 }
 
 /// What one round collected.
@@ -92,6 +94,7 @@ pub(crate) struct Brain {
 struct Round {
     batch: Batch,
     replies: Vec<oneshot::Sender<()>>,
+    questions: Vec<Question>,
     tasks: Vec<Task>,
 }
 
@@ -186,7 +189,7 @@ impl Brain {
                 round.batch.audit.push(*audit);
                 round.replies.push(done);
             }
-            Input::Ask(question) => question(&self.sched, &self.world),
+            Input::Ask(question) => round.questions.push(question),
         }
     }
 
@@ -224,6 +227,9 @@ impl Brain {
             Done::Found(found, key) => self.checkpoint(found, key, round),
             Done::Listed(snapshot) => {
                 self.health.synced(now_ms());
+                if !std::mem::replace(&mut self.seen, true) {
+                    self.sched.sight(Some(now_ms()));
+                }
                 let pods = snapshot.pods.iter().filter(|pod| self.must_settle(pod));
                 let held: HashSet<String> = pods.map(|pod| pod.uid.clone()).collect();
                 for pod in snapshot.pods.iter().filter(|pod| held.contains(&pod.uid)) {
@@ -237,7 +243,11 @@ impl Brain {
                     round.tasks.extend(self.task(action));
                 }
             }
-            Done::Unlisted => self.unlisted = true,
+            Done::Unlisted => {
+                self.unlisted = true;
+                self.seen = false;
+                self.sched.sight(None);
+            }
             Done::Nothing => {}
         }
     }
@@ -327,7 +337,8 @@ impl Brain {
                 pod,
             },
             Action::Prune { pod, uid, force } => {
-                Task::Prune { namespace: self.namespace(pod)?, pod, uid, force }
+                let away = if force { Some(self.sched.attempt(pod)?.node) } else { None };
+                Task::Prune { namespace: self.namespace(pod)?, pod, uid, away }
             }
             Action::DeclareLost { .. } | Action::FinishJob { .. } | Action::StopJob { .. } => return None,
         })
@@ -383,6 +394,10 @@ impl Brain {
         for reply in round.replies {
             let _caller_left = reply.send(());
         }
+        // Whoever asks hears of nothing that a crash could still undo.
+        for question in round.questions {
+            question(&self.sched, &self.world);
+        }
         for task in round.tasks {
             self.hands.take(task);
         }
@@ -435,6 +450,7 @@ pub(crate) async fn recover(
         last = *at;
         sched.apply(event);
     }
+    sched.sight(None);
     Ok((sched, last))
 }
 

@@ -10,7 +10,9 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::Pod;
 use rackwright_core::job::NodeFacts;
+use rackwright_wire::id::NodeName;
 use std::fmt::Debug;
+use std::time::Duration;
 
 /// Why the cluster did not do it; reads after "failed to".
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +24,14 @@ pub(crate) enum ClusterError {
         doing: String,
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The apiserver answered that it, or a kubelet behind it, cannot do it now.
+    #[error("{doing}: {message}")]
+    Failing {
+        /// What was tried.
+        doing: String,
+        /// Its words.
+        message: String,
     },
     /// The apiserver refused it for good.
     #[error("{doing}: {message}")]
@@ -92,6 +102,12 @@ pub(crate) trait Cluster: Debug + Send + Sync + 'static {
         uid: &'a str,
         grace_s: u32,
     ) -> BoxFuture<'a, Result<(), ClusterError>>;
+    /// Whether a node's kubelet has renewed its lease in the last `within`; one without a lease has not.
+    fn is_alive<'a>(
+        &'a self,
+        node: &'a NodeName,
+        within: Duration,
+    ) -> BoxFuture<'a, Result<bool, ClusterError>>;
     /// One pod.
     fn pod<'a>(
         &'a self,

@@ -133,6 +133,11 @@ impl Default for Jobs {
 }
 
 impl Jobs {
+    /// A node that did not renew its lease for this long has stopped its job pods.
+    pub(crate) fn silence(self) -> Duration {
+        Duration::from_secs(u64::from(self.lease_s) + u64::from(self.lease_grace_s))
+    }
+
     /// Time between two full passes.
     pub(crate) fn full_pass(self) -> Duration {
         Duration::from_secs(u64::from(self.full_pass_s.max(1)))

@@ -8,9 +8,12 @@ use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream};
 use futures::{FutureExt as _, StreamExt as _};
 use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use rackwright_wire::id::NodeName;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// The cluster.
@@ -87,11 +90,7 @@ impl FakeCluster {
 
     /// The kubelet writes a pod's status.
     pub(crate) fn status(&self, name: &str, status: serde_json::Value) {
-        let mut state = self.0.lock().unwrap();
-        let pod = state.pods.get_mut(name).unwrap();
-        pod.status = serde_json::from_value(status).unwrap();
-        let change = Change::Pod(Box::new(seen::pod(pod)));
-        state.tell(&change);
+        self.0.lock().unwrap().status(name, status);
     }
 
     /// The kubelet starts a pod's container.
@@ -101,15 +100,24 @@ impl FakeCluster {
 
     /// The container ends.
     pub(crate) fn end(&self, name: &str, exit_code: i32) {
-        let phase = if exit_code == 0 { "Succeeded" } else { "Failed" };
-        let reason = if exit_code == 0 { "Completed" } else { "Error" };
-        self.status(
-            name,
-            json!({"phase": phase, "containerStatuses": [{
-                "name": "job", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
-                "state": {"terminated": {"exitCode": exit_code, "reason": reason}},
-            }]}),
-        );
+        self.0.lock().unwrap().ended(name, exit_code);
+    }
+
+    /// The container ends, and the apiserver is away before anybody can ask about it.
+    pub(crate) fn end_and_leave(&self, name: &str) {
+        let mut state = self.0.lock().unwrap();
+        state.ended(name, 0);
+        state.away = true;
+    }
+
+    /// Somebody deletes a pod: its kubelet ends the container, says so, and removes the record.
+    pub(crate) fn delete_by_hand(&self, name: &str) {
+        let mut state = self.0.lock().unwrap();
+        let now = Time(jiff::Timestamp::now());
+        state.pods.get_mut(name).unwrap().metadata.deletion_timestamp = Some(now);
+        state.ended(name, 143);
+        let pod = state.pods.remove(name).unwrap();
+        state.tell(&Change::PodGone(Box::new(seen::pod(&pod))));
     }
 
     fn away(&self, doing: &str) -> Result<(), ClusterError> {
@@ -145,11 +153,16 @@ impl FakeCluster {
         Ok(Created::Here(uid))
     }
 
-    fn remove(&self, name: &str, uid: &str) -> Result<(), ClusterError> {
+    /// With grace the kubelet of a ready node confirms it at once, and that of another one never.
+    fn remove(&self, name: &str, uid: &str, grace_s: u32) -> Result<(), ClusterError> {
         self.away("delete")?;
         let mut state = self.0.lock().unwrap();
         let matches = state.pods.get(name).is_some_and(|pod| pod.metadata.uid.as_deref() == Some(uid));
-        if matches && let Some(pod) = state.pods.remove(name) {
+        let confirmed = grace_s == 0 || state.pods.get(name).is_some_and(|pod| state.is_ready(pod));
+        if matches
+            && confirmed
+            && let Some(pod) = state.pods.remove(name)
+        {
             state.tell(&Change::PodGone(Box::new(seen::pod(&pod))));
         }
         Ok(())
@@ -157,6 +170,30 @@ impl FakeCluster {
 }
 
 impl State {
+    fn is_ready(&self, pod: &Pod) -> bool {
+        let node = pod.spec.as_ref().and_then(|spec| self.nodes.get(spec.node_name.as_deref()?));
+        node.and_then(seen::node).is_some_and(|node| node.ready)
+    }
+
+    fn status(&mut self, name: &str, status: serde_json::Value) {
+        let pod = self.pods.get_mut(name).unwrap();
+        pod.status = serde_json::from_value(status).unwrap();
+        let change = Change::Pod(Box::new(seen::pod(pod)));
+        self.tell(&change);
+    }
+
+    fn ended(&mut self, name: &str, exit_code: i32) {
+        let phase = if exit_code == 0 { "Succeeded" } else { "Failed" };
+        let reason = if exit_code == 0 { "Completed" } else { "Error" };
+        self.status(
+            name,
+            json!({"phase": phase, "containerStatuses": [{
+                "name": "job", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"terminated": {"exitCode": exit_code, "reason": reason}},
+            }]}),
+        );
+    }
+
     fn tell(&mut self, change: &Change) {
         if !self.away {
             self.watchers.retain(|watcher| watcher.send(change.clone()).is_ok());
@@ -195,9 +232,18 @@ impl Cluster for FakeCluster {
         _: &'a str,
         name: &'a str,
         uid: &'a str,
-        _: u32,
+        grace_s: u32,
     ) -> BoxFuture<'a, Result<(), ClusterError>> {
-        async move { self.remove(name, uid) }.boxed()
+        async move { self.remove(name, uid, grace_s) }.boxed()
+    }
+
+    fn is_alive<'a>(&'a self, node: &'a NodeName, _: Duration) -> BoxFuture<'a, Result<bool, ClusterError>> {
+        async move {
+            self.away("lease")?;
+            let state = self.0.lock().unwrap();
+            Ok(state.nodes.get(node.as_str()).and_then(seen::node).is_some_and(|node| node.ready))
+        }
+        .boxed()
     }
 
     fn pod<'a>(&'a self, _: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<PodSeen>, ClusterError>> {

@@ -11,7 +11,7 @@ use crate::problem::Chain;
 use crate::seen::PodSeen;
 use rackwright_core::job::{CheckpointRef, JobRecord, What};
 use rackwright_wire::id::{NodeName, PodKey, PodUid};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
@@ -34,6 +34,9 @@ const PAUSES: [Duration; 5] = [
 pub(crate) const TAIL_BYTES: usize = 64 * 1024;
 /// A kubelet that does not hand out a log in this time has none to hand out.
 const LOG_PATIENCE: Duration = Duration::from_secs(5);
+/// A log that could not be read so often, a full pass apart, is archived without: a kubelet remembers for
+/// 30 s what the apiserver told it about who may read, and a full pass comes every 30 s.
+const LOG_TRIES: u32 = 3;
 /// A checkpoint that is still being sealed when its pod ends shows up within this time.
 const SETTLE: Duration = Duration::from_secs(3);
 /// Pauses between looks whether a creation was answered; every try of one ends by itself.
@@ -50,8 +53,8 @@ pub(crate) enum Task {
     Stop { namespace: String, pod: PodKey, uid: Option<PodUid> },
     /// Fetch the end of its log.
     Archive { namespace: String, pod: PodKey, readable: bool },
-    /// Delete a finished pod.
-    Prune { namespace: String, pod: PodKey, uid: PodUid, force: bool },
+    /// Delete a finished pod; with the node that is away and cannot confirm it.
+    Prune { namespace: String, pod: PodKey, uid: PodUid, away: Option<NodeName> },
     /// Wait for the last checkpoint of a pod that has ended.
     Settle { job: Arc<JobRecord>, seen: Box<PodSeen> },
     /// Look for new checkpoints of a running task.
@@ -95,6 +98,8 @@ pub(crate) struct Tools {
     pub(crate) data: Option<Arc<dyn DataSource>>,
     /// What pods have in common.
     pub(crate) style: PodStyle,
+    /// A node that did not renew its lease for this long has stopped its job pods.
+    pub(crate) silence: Duration,
     /// Counts what was done.
     pub(crate) counters: Arc<Counters>,
 }
@@ -110,7 +115,12 @@ impl Hands {
         let (queue, waiting) = mpsc::channel(WAITING);
         let busy = Arc::new(Mutex::new(HashSet::new()));
         let counters = Arc::clone(&tools.counters);
-        let shared = Arc::new(Shared { tools, busy: Arc::clone(&busy), namespaces: Mutex::default() });
+        let shared = Arc::new(Shared {
+            tools,
+            busy: Arc::clone(&busy),
+            namespaces: Mutex::default(),
+            vain: Mutex::default(),
+        });
         tasks.spawn(dispatch(shared, waiting, done, stop));
         Self { queue, busy, counters }
     }
@@ -132,6 +142,8 @@ struct Shared {
     tools: Tools,
     busy: Arc<Mutex<HashSet<String>>>,
     namespaces: Mutex<HashSet<String>>,
+    /// How often a pod's log was asked for in vain.
+    vain: Mutex<HashMap<PodKey, u32>>,
 }
 
 async fn dispatch(
@@ -166,10 +178,10 @@ impl Shared {
             Task::Create { job, pod, node, resume } => self.create(&job, pod, &node, resume.as_ref()).await,
             Task::Stop { namespace, pod, uid } => self.stop(&namespace, pod, uid).await,
             Task::Archive { namespace, pod, readable } => {
-                let log_tail = if readable { self.tail(&namespace, pod).await } else { String::new() };
-                Done::Tail { pod, log_tail }
+                let log_tail = if readable { self.tail(&namespace, pod).await } else { Some(String::new()) };
+                log_tail.map_or(Done::Nothing, |log_tail| Done::Tail { pod, log_tail })
             }
-            Task::Prune { namespace, pod, uid, force } => self.prune(&namespace, pod, uid, force).await,
+            Task::Prune { namespace, pod, uid, away } => self.prune(&namespace, pod, uid, away).await,
             Task::Settle { job, seen } => self.settle(&job, seen).await,
             Task::Look { job, pod } => match &self.tools.data {
                 Some(data) => data
@@ -265,18 +277,33 @@ impl Shared {
         }
     }
 
-    async fn prune(&self, namespace: &str, pod: PodKey, uid: PodUid, force: bool) -> Done {
-        let name = pod.to_string();
-        // A finished pod has nothing left to stop: the grace period only keeps its record for longer.
-        let grace_s = u32::from(!force);
-        let delete = || self.tools.cluster.delete(namespace, &name, uid.as_str(), grace_s);
-        match self.until_answered(delete).await {
+    async fn prune(&self, namespace: &str, pod: PodKey, uid: PodUid, away: Option<NodeName>) -> Done {
+        match self.delete(namespace, pod, &uid, away).await {
             Ok(()) => {
                 self.tools.counters.add("pods_pruned");
                 self.gone(namespace, pod, uid).await
             }
             Err(cause) => self.gave_up(&cause),
         }
+    }
+
+    /// With grace first: from then on no kubelet starts it, and one that is there removes it. A finished
+    /// pod has nothing left to stop, so the grace is short. Only a node that is silent until now has its
+    /// record taken away: one that is back may still have to stop something.
+    async fn delete(
+        &self,
+        namespace: &str,
+        pod: PodKey,
+        uid: &PodUid,
+        away: Option<NodeName>,
+    ) -> Result<(), ClusterError> {
+        let (name, cluster) = (pod.to_string(), &self.tools.cluster);
+        self.until_answered(|| cluster.delete(namespace, &name, uid.as_str(), 1)).await?;
+        let Some(node) = away else { return Ok(()) };
+        if self.until_answered(|| cluster.is_alive(&node, self.tools.silence)).await? {
+            return Ok(());
+        }
+        self.until_answered(|| cluster.delete(namespace, &name, uid.as_str(), 0)).await
     }
 
     /// A deleted pod that is still shown is being stopped by its kubelet: the watch tells the rest.
@@ -294,17 +321,43 @@ impl Shared {
         Ok(found.and_then(|seen| PodUid::new(&seen.uid).ok()))
     }
 
-    /// The end of the log; a log that cannot be had does not hold up the history.
-    async fn tail(&self, namespace: &str, pod: PodKey) -> String {
+    /// The end of the log; `None` while nobody can say: the next full pass asks again. A log that cannot
+    /// be had does not hold up the history.
+    async fn tail(&self, namespace: &str, pod: PodKey) -> Option<String> {
         let name = pod.to_string();
-        let read = self.tools.cluster.logs(namespace, &name, TAIL_BYTES);
-        match tokio::time::timeout(LOG_PATIENCE, read).await {
-            Ok(Ok(text)) => text,
-            Ok(Err(cause)) => {
+        let read = || async {
+            let log = self.tools.cluster.logs(namespace, &name, TAIL_BYTES);
+            tokio::time::timeout(LOG_PATIENCE, log).await.unwrap_or_else(|_late| {
+                let message = "its kubelet does not answer".to_owned();
+                Err(ClusterError::Refused { doing: format!("read the log of {namespace}/{name}"), message })
+            })
+        };
+        let log = match self.until_answered(read).await {
+            Ok(text) => text,
+            Err(cause) => {
+                if self.asks_again(pod, &cause) {
+                    self.gave_up(&cause);
+                    return None;
+                }
                 tracing::info!(%pod, error = %Chain(&cause), "no log to archive");
                 String::new()
             }
-            Err(_late) => String::new(),
+        };
+        lock(&self.vain).remove(&pod);
+        Some(log)
+    }
+
+    /// Whether a log that could not be read may be there later.
+    fn asks_again(&self, pod: PodKey, cause: &ClusterError) -> bool {
+        match cause {
+            ClusterError::Away { .. } => true,
+            ClusterError::Failing { .. } => {
+                let mut vain = lock(&self.vain);
+                let tries = vain.entry(pod).or_insert(0);
+                *tries += 1;
+                *tries < LOG_TRIES
+            }
+            ClusterError::Refused { .. } | ClusterError::NotFound { .. } => false,
         }
     }
 
@@ -327,9 +380,9 @@ impl Shared {
     {
         for pause in PAUSES {
             match call().await {
-                Err(ClusterError::Away { doing, source }) => {
+                Err(cause @ (ClusterError::Away { .. } | ClusterError::Failing { .. })) => {
                     self.tools.counters.add("actions_retried");
-                    tracing::debug!(doing, error = %source, "apiserver is away");
+                    tracing::debug!(error = %Chain(&cause), "not done yet");
                     tokio::time::sleep(pause).await;
                 }
                 outcome => return outcome,

@@ -6,12 +6,14 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream};
 use futures::{AsyncReadExt as _, FutureExt as _, StreamExt as _};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::api::{Api, DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, Config};
+use rackwright_wire::id::NodeName;
 use serde_json::json;
 use std::path::Path;
 use std::time::Duration;
@@ -123,6 +125,15 @@ impl Kubernetes {
         }
     }
 
+    async fn renewed(&self, node: &NodeName, within_: Duration) -> Result<bool, ClusterError> {
+        let leases: Api<Lease> = Api::namespaced(self.client.clone(), "kube-node-lease");
+        let found = within(leases.get_opt(node.as_str())).await;
+        let found = found.map_err(|cause| cause.doing(format!("read the lease of {node}")))?;
+        let renewed = found.and_then(|lease| lease.spec?.renew_time);
+        let limit = jiff::Timestamp::now() - jiff::SignedDuration::try_from(within_).unwrap_or_default();
+        Ok(renewed.is_some_and(|at| at.0 >= limit))
+    }
+
     async fn make_namespace(&self, name: &str) -> Result<(), ClusterError> {
         let namespace: Namespace = serde_json::from_value(json!({
             "metadata": {"name": name, "labels": {
@@ -163,7 +174,7 @@ impl Kubernetes {
         let params =
             LogParams { tail_lines: Some(TAIL_LINES), limit_bytes: Some(TAIL_LIMIT), ..LogParams::default() };
         let text = within(self.pods(namespace).logs(name, &params)).await;
-        let mut text = text.map_err(|cause| cause.doing(format!("read the log of {namespace}/{name}")))?;
+        let mut text = text.map_err(|cause| cause.reading(format!("read the log of {namespace}/{name}")))?;
         if text.len() > tail_bytes {
             let cut = text.ceil_char_boundary(text.len() - tail_bytes);
             text.drain(..cut);
@@ -226,6 +237,14 @@ impl Cluster for Kubernetes {
         grace_s: u32,
     ) -> BoxFuture<'a, Result<(), ClusterError>> {
         self.delete_pod(namespace, name, uid, grace_s).boxed()
+    }
+
+    fn is_alive<'a>(
+        &'a self,
+        node: &'a NodeName,
+        within: Duration,
+    ) -> BoxFuture<'a, Result<bool, ClusterError>> {
+        self.renewed(node, within).boxed()
     }
 
     fn pod<'a>(
@@ -319,6 +338,17 @@ async fn within<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result
 }
 
 impl Failure {
+    /// As [`Failure::doing`], for a log: kubelets ask the apiserver who may read, and for a while after it
+    /// was away they remember that nobody may.
+    fn reading(self, doing: String) -> ClusterError {
+        if let Self::Kube(kube::Error::Api(status)) = &self
+            && matches!(status.code, 401 | 403)
+        {
+            return ClusterError::Failing { doing, message: status.message.clone() };
+        }
+        self.doing(doing)
+    }
+
     /// 4xx answers are final, but for those that ask to come back; all else may pass.
     fn doing(self, doing: String) -> ClusterError {
         match self {
@@ -331,7 +361,7 @@ impl Failure {
                     ClusterError::Away { doing, source: status.message.into() }
                 }
                 400..500 => ClusterError::Refused { doing, message: status.message },
-                _ => ClusterError::Away { doing, source: status.message.into() },
+                _ => ClusterError::Failing { doing, message: status.message },
             },
             Self::Kube(cause) => ClusterError::Away { doing, source: Box::new(cause) },
         }

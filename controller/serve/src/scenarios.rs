@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Rig {
+    lease_s: u32,
     folder: tempfile::TempDir,
     cluster: FakeCluster,
     data: Option<Arc<dyn DataSource>>,
@@ -49,12 +50,16 @@ fn certificate(folder: &Path) -> (Tls, String) {
 
 impl Rig {
     async fn new(cluster: FakeCluster, data: Option<Arc<dyn DataSource>>) -> Self {
+        Self::with_lease(cluster, data, 1).await
+    }
+
+    async fn with_lease(cluster: FakeCluster, data: Option<Arc<dyn DataSource>>, lease_s: u32) -> Self {
         let _first_wins = rustls::crypto::ring::default_provider().install_default();
         let folder = tempfile::tempdir().unwrap();
         let (_, pem) = certificate(folder.path());
         let root = reqwest::Certificate::from_pem(pem.as_bytes()).unwrap();
         let http = reqwest::Client::builder().add_root_certificate(root).timeout(PATIENCE).build().unwrap();
-        let mut rig = Self { folder, cluster, data, server: None, http };
+        let mut rig = Self { lease_s, folder, cluster, data, server: None, http };
         rig.start().await;
         rig
     }
@@ -76,7 +81,7 @@ impl Rig {
             jobs: Jobs {
                 prune_grace_s: 0,
                 keep_failed_per_owner: 0,
-                lease_s: 1,
+                lease_s: self.lease_s,
                 lease_grace_s: 0,
                 full_pass_s: 1,
                 ..Jobs::default()
@@ -251,6 +256,57 @@ async fn submits_are_accepted_while_the_apiserver_is_away() {
 }
 
 #[tokio::test]
+async fn a_log_is_not_given_up_while_the_apiserver_is_away() {
+    let mut rig = Rig::new(FakeCluster::with_node("ml1"), None).await;
+    let id = rig.submit(json!({})).await;
+    let pod = format!("{id}-0-1");
+    rig.pod(&pod).await;
+    rig.cluster.end_and_leave(&pod);
+    rig.job(&id, phase_is("finished")).await;
+    rig.cluster.set_away(false);
+    rig.job(&id, |job| job["attempts"][0]["log_tail"] == format!("{pod} said this\n")).await;
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_pod_that_somebody_deletes_is_tried_again_at_no_cost_of_a_retry() {
+    let mut rig = Rig::new(FakeCluster::with_node("ml1"), None).await;
+    let id = rig.submit(json!({"retries": 0})).await;
+    let first = format!("{id}-0-1");
+    rig.pod(&first).await;
+    rig.cluster.run(&first);
+    rig.job(&id, phase_is("running")).await;
+    rig.cluster.delete_by_hand(&first);
+    let second = format!("{id}-0-2");
+    rig.pod(&second).await;
+    rig.cluster.end(&second, 0);
+    let job = rig.job(&id, |job| job["job"]["outcome"] == "succeeded").await;
+    assert_eq!(job["attempts"][0]["outcome"], "lost");
+    assert!(job["attempts"][0]["reason"].as_str().unwrap().starts_with("its pod was deleted"), "{job:#}");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_container_that_a_reboot_ended_is_tried_again_at_no_cost_of_a_retry() {
+    let mut rig = Rig::new(FakeCluster::with_node("ml1"), None).await;
+    let id = rig.submit(json!({"retries": 0})).await;
+    let first = format!("{id}-0-1");
+    rig.pod(&first).await;
+    rig.cluster.run(&first);
+    // What a kubelet says after a power cut, word for word.
+    let ended = json!({"exitCode": 255, "reason": "Unknown"});
+    let status = json!({"name": "job", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
+        "state": {"terminated": ended}});
+    rig.cluster.status(&first, json!({"phase": "Failed", "containerStatuses": [status]}));
+    let second = format!("{id}-0-2");
+    rig.pod(&second).await;
+    rig.cluster.end(&second, 0);
+    let job = rig.job(&id, |job| job["job"]["outcome"] == "succeeded").await;
+    assert_eq!(job["attempts"][0]["outcome"], "lost");
+    rig.stop().await;
+}
+
+#[tokio::test]
 async fn a_pod_that_the_kubelet_refuses_costs_no_retry() {
     let mut rig = Rig::new(FakeCluster::with_node("ml1"), None).await;
     let id = rig.submit(json!({})).await;
@@ -327,6 +383,29 @@ async fn a_job_on_a_dead_node_is_tried_again_elsewhere() {
     rig.cluster.end(&second, 0);
     let job = rig.job(&id, |job| job["job"]["outcome"] == "succeeded").await;
     assert_eq!(job["job"]["counts"]["succeeded"], 1);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_came_back_while_the_apiserver_was_away_keeps_its_pods() {
+    let lease = Duration::from_secs(3);
+    let mut rig = Rig::with_lease(FakeCluster::with_node("ml1"), None, 3).await;
+    let id = rig.submit(json!({})).await;
+    let pod = format!("{id}-0-1");
+    rig.pod(&pod).await;
+    rig.cluster.run(&pod);
+    rig.job(&id, phase_is("running")).await;
+    rig.cluster.node("ml1", false);
+    rig.cluster.set_away(true);
+    let since = Instant::now();
+    rig.until("the lease has ended", async || since.elapsed() > lease + lease / 2).await;
+    // Its lease would have ended long ago, if anybody had looked; but it was back before.
+    rig.cluster.node("ml1", true);
+    rig.cluster.set_away(false);
+    rig.until("the cluster is seen", async || rig.get("/v1/nodes").await["nodes"][0]["ready"] == true).await;
+    rig.cluster.end(&pod, 0);
+    let job = rig.job(&id, |job| job["job"]["outcome"] == "succeeded").await;
+    assert_eq!(rig.cluster.creations(), [(pod, 1)].into(), "{job:#}");
     rig.stop().await;
 }
 

@@ -175,6 +175,10 @@ fn ours(key: PodKey, uid: PodUid, pod: &PodSeen, sched: &Sched) -> Option<What> 
         }
         PodState::Refused(reason) => What::PodRefused { pod: key, uid, reason: reason.clone() },
         PodState::Failed(end) if was_taken(end) => What::AttemptLost { pod: key, uid, reason: said(end) },
+        // We delete nothing that has not ended and is not archived: somebody else ended this one.
+        PodState::Failed(end) if pod.deleting => {
+            What::AttemptLost { pod: key, uid, reason: format!("its pod was deleted: {}", said(end)) }
+        }
         // Ours stop sooner; this one passed the kubelet's own deadline while we were away.
         PodState::Failed(end) if end.reason == "DeadlineExceeded" => {
             finished(key, uid, Outcome::TimeLimit, end)
@@ -184,11 +188,18 @@ fn ours(key: PodKey, uid: PodUid, pod: &PodSeen, sched: &Sched) -> Option<What> 
     })
 }
 
-/// The kubelet ended it for the node's sake, not for anything that it did.
+/// The kubelet ended it for the node's sake, or found it dead after a reboot: not for anything that it
+/// did. containerd and the kubelet each have a word for a container that ended without their seeing it.
 fn was_taken(end: &Ended) -> bool {
     match end.reason.as_str() {
         "Evicted" => !end.message.contains("exceed"),
-        "Preempting" | "Shutdown" | "Terminated" | "NodeShutdown" | "NodeLost" => true,
+        "Preempting"
+        | "Shutdown"
+        | "Terminated"
+        | "NodeShutdown"
+        | "NodeLost"
+        | "Unknown"
+        | "ContainerStatusUnknown" => true,
         _ => false,
     }
 }

@@ -6,7 +6,7 @@
 use super::Sched;
 use super::state::{Asked, Node, Pod, pods_of};
 use crate::job::{Action, PodState, StopReason};
-use rackwright_wire::id::{JobId, PodKey};
+use rackwright_wire::id::{JobId, PodKey, PodUid};
 
 impl Sched {
     /// What is to be done next about a pod, and when. `kept` says that it is one of its owner's newest
@@ -20,8 +20,7 @@ impl Sched {
             PodState::Archived if pod.asked == Some(Asked::Prune) => None,
             PodState::Archived => {
                 let uid = pod.uid.clone()?;
-                let force = self.state.nodes.get(&pod.node).is_none_or(|node| !node.is_usable());
-                Some((self.prune_at(pod, kept), Action::Prune { pod: key, uid, force }))
+                Some((self.prune_at(pod, kept), self.prune(key, uid, pod)))
             }
         }
     }
@@ -36,8 +35,9 @@ impl Sched {
         {
             return Some((0, stop(why)));
         }
-        let lost = self.state.nodes.get(&pod.node).and_then(|node| node.unready_since_ms).map(|since| {
-            let at = since.saturating_add(self.config.lease_ms).saturating_add(self.config.lease_grace_ms);
+        let unready = self.state.nodes.get(&pod.node).and_then(|node| node.unready_since_ms);
+        let lost = unready.zip(self.sight_ms).map(|(since, sight)| {
+            let at = self.silent_at(since.max(sight));
             (at, Action::DeclareLost { pod: key, node: pod.node.clone() })
         });
         let limit = pod.started_at_ms.filter(|_| pod.stop.is_none()).and_then(|started| {
@@ -46,6 +46,18 @@ impl Sched {
             Some((at, stop(StopReason::TimeLimit)))
         });
         lost.into_iter().chain(limit).min_by_key(|(at, _)| *at)
+    }
+
+    /// When a node that says nothing has stopped what it ran.
+    fn silent_at(&self, since_ms: u64) -> u64 {
+        since_ms.saturating_add(self.config.lease_ms).saturating_add(self.config.lease_grace_ms)
+    }
+
+    /// The deletion of an archived pod; by force when its node was away for as long as we could see.
+    pub(super) fn prune(&self, key: PodKey, uid: PodUid, pod: &Pod) -> Action {
+        let away = self.state.nodes.get(&pod.node).is_none_or(|node| !node.is_usable());
+        let silent = self.sight_ms.is_some_and(|sight| self.silent_at(sight) <= self.clock_ms);
+        Action::Prune { pod: key, uid, force: away && silent }
     }
 
     /// When an archived pod may go: at once when nobody will look, after a grace otherwise, much later

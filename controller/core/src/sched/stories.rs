@@ -254,6 +254,28 @@ fn a_lost_attempt_is_tried_again_only_after_lease_and_grace_and_when_its_pod_is_
 }
 
 #[test]
+fn nothing_is_declared_lost_while_nobody_looks_and_leases_count_from_when_somebody_does() {
+    let mut rack = Rack::of(1);
+    rack.submit(1, spec(1500, 64));
+    rack.launches();
+    rack.run(pod(1, 0, 1));
+    rack.see(NodeFacts { ready: false, ..facts(0) });
+    rack.sched.sight(None);
+    rack.now_ms += 100 * config().lease_ms;
+    assert_eq!(rack.decide(), [], "the node may have come back unseen");
+    rack.sched.sight(Some(rack.now_ms));
+    rack.sched.sanity_check().unwrap();
+    rack.now_ms += config().lease_ms + config().lease_grace_ms - 1;
+    assert_eq!(rack.decide(), []);
+    rack.now_ms += 1;
+    let key = pod(1, 0, 1);
+    assert_eq!(rack.decide()[0], Action::DeclareLost { pod: key, node: node_name(0) });
+    rack.tell(What::Archived { pod: key });
+    rack.sched.sight(Some(rack.now_ms));
+    assert_eq!(rack.decide(), [Action::Prune { pod: key, uid: uid(key), force: false }]);
+}
+
+#[test]
 fn a_node_that_is_back_before_its_lease_ends_keeps_its_pods() {
     let mut rack = Rack::of(1);
     rack.submit(1, spec(1500, 64));

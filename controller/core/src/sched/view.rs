@@ -205,10 +205,7 @@ impl Sched {
             }
             (Asked::Stop, None) => None,
             (Asked::Archive, _) => Some(Action::Archive { pod: key, uid: pod.uid.clone() }),
-            (Asked::Prune, _) => {
-                let force = self.state.nodes.get(&pod.node).is_none_or(|node| !node.is_usable());
-                Some(Action::Prune { pod: key, uid: pod.uid.clone()?, force })
-            }
+            (Asked::Prune, _) => Some(self.prune(key, pod.uid.clone()?, pod)),
         }
     }
 
