@@ -85,7 +85,7 @@ impl StoryRack {
     /// When the inventory cannot be read.
     pub fn site(&self) -> Result<Site, SiteError> {
         let environment = [("XDG_STATE_HOME", self.state.as_str())];
-        Site::open(&self.rackwright, self.inventory(), &environment, &self.folder.path().join("secrets"))
+        Site::open(&self.rackwright, self.inventory(), &environment, &self.folder.path().join("site"))
     }
 
     /// The rack's inventory, for stories that spoil it.

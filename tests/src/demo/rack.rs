@@ -3,6 +3,7 @@
 use super::{Demo, DemoError, must};
 use crate::field::text;
 use crate::http::wait_until;
+use crate::shell;
 use crate::stage;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};

@@ -116,8 +116,12 @@ impl<'a> Rig<'a> {
 
     /// Waits for the job's end and checks that exactly these runs happened, each once.
     pub(super) fn ended(&self, id: &str, outcome: &str, runs: &[Run]) -> Value {
-        let job = self.until_job(id, "has ended and is archived", |job| {
-            phase(job) == "finished" && list(job, "live").is_empty()
+        let job = self.until_job(id, "has ended and its logs are kept", |job| {
+            let kept = |attempt: &Value| {
+                let ran = matches!(text(attempt, "outcome").as_str(), "succeeded" | "cancelled");
+                !ran || !text(attempt, "log_tail").is_empty()
+            };
+            phase(job) == "finished" && list(job, "attempts").iter().all(kept)
         });
         assert_eq!(text(summary(&job), "outcome"), outcome, "{id} ends as {outcome}: {job:#}");
         let attempts = list(&job, "attempts");
