@@ -144,12 +144,15 @@ impl Demo {
     /// When the lab cannot be taken down.
     pub fn down(&self) -> Result<(), DemoError> {
         self.rackwright(&["lab", "down", "--inventory", &self.inventory])?;
-        match std::fs::remove_dir_all(&self.folder) {
-            Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
-                Err(DemoError::File { path: self.folder.clone(), cause })
+        for folder in state_folders().chain([self.folder.clone()]) {
+            match std::fs::remove_dir_all(&folder) {
+                Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(DemoError::File { path: folder, cause });
+                }
+                Ok(()) | Err(_) => {}
             }
-            Ok(()) | Err(_) => Ok(()),
         }
+        Ok(())
     }
 
     /// Shows and runs a command of the product; its talk goes to the person, its data comes back.
@@ -188,8 +191,10 @@ impl Demo {
     fn next_steps(&self) -> String {
         let folder = self.folder.display();
         let url = self.site.controller();
+        let programs = Path::new(&self.rackwright).parent().unwrap_or_else(|| Path::new(".")).display();
         format!(
-            "  export RACKWRIGHT_URL={url} RACKWRIGHT_CA={folder}/ca.crt RACKWRIGHT_TOKEN_FILE={folder}/vision.token\n\
+            "  export PATH={programs}:$PATH\n\
+             \x20 export RACKWRIGHT_URL={url} RACKWRIGHT_CA={folder}/ca.crt RACKWRIGHT_TOKEN_FILE={folder}/vision.token\n\
              \x20 rackwright job list                                  every job of your team\n\
              \x20 rackwright job submit tests/demo/hello.json          a job of your own; then `job logs ID`\n\
              \x20 rackwright plan --inventory inventory/lab.toml       nothing to do; change a file on a server and look again\n\
@@ -198,6 +203,13 @@ impl Demo {
              \x20 make demo-down                                       remove everything"
         )
     }
+}
+
+/// Where the controller keeps the lab's CAs, plans and host keys, and where the lab's inventory has its secrets.
+fn state_folders() -> impl Iterator<Item = PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let homes = [set("XDG_STATE_HOME"), set("HOME").map(|home| home.join(".local/state"))];
+    homes.into_iter().flatten().map(|home| home.join("rackwright/lab"))
 }
 
 /// An expectation that was not met.

@@ -211,6 +211,9 @@ pub struct UsageList {
     pub from_ms: u64,
     /// Until when, exclusive.
     pub until_ms: u64,
+    /// Whose rows these are, when the caller may see one team's only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub team: Option<Team>,
     /// Attempts that held room in that time; one that still runs holds it until now.
     pub rows: Vec<UsageRow>,
 }

@@ -79,7 +79,8 @@ impl Certificate {
             .map_err(|source| TlsError::Unusable { path: self.files.cert.clone(), source })?
             .with_no_client_auth()
             .with_cert_resolver(Arc::clone(self) as Arc<dyn ResolvesServerCert>);
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        // Not h2: an answer that leaves before the body was read, such as 401, is a broken stream to some clients.
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(config)
     }
 

@@ -271,7 +271,6 @@ async fn a_real_apiserver_takes_our_pods_and_may_be_away() {
     // Away: submits are accepted, and what happened meanwhile is caught up with.
     rig.control.apiserver = None;
     let second = rig.submit().await;
-    rig.job(&second, "phase", "pending").await;
     rig.control.start_apiserver();
     let other = format!("{second}-0-1");
     rig.pod(&other).await;

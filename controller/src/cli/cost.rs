@@ -79,6 +79,8 @@ enum BillError {
     Shape(String),
     #[error("price attempts on {0}, because no EC2 price is that old")]
     NoCloudPrice(Date),
+    #[error("see more than team {0}'s usage")]
+    OneTeam(String),
     #[error("tell the time")]
     Clock(#[source] jiff::Error),
 }
@@ -139,7 +141,12 @@ async fn answers(args: &BillArgs) -> Result<(UsageList, NodeList), Report> {
         None => month_start()?,
     };
     let to = args.to.as_ref().map(|to| format!("&to={}", encoded(to))).unwrap_or_default();
-    let usage = client.get(&format!("/v1/usage?from={}{to}", encoded(&from))).await?;
+    let usage: UsageList = client.get(&format!("/v1/usage?from={}{to}", encoded(&from))).await?;
+    if let Some(team) = &usage.team {
+        return Err(Report::new(BillError::OneTeam(team.to_string()))
+            .help("use an operator's token: the rest would be billed as idle")
+            .exit(Report::BAD_INPUT));
+    }
     Ok((usage, client.get("/v1/nodes").await?))
 }
 

@@ -7,6 +7,9 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     let verb = args.next().unwrap_or_default();
+    if !matches!(verb.as_str(), "up" | "down") {
+        return usage();
+    }
     let mut options = Options::default();
     while let (Some(flag), Some(value)) = (args.next(), args.next()) {
         match flag.as_str() {
@@ -27,10 +30,9 @@ fn main() -> ExitCode {
                 _ => demo.down(),
             }
         });
-    match (verb.as_str(), outcome) {
-        ("up" | "down", Ok(())) => ExitCode::SUCCESS,
-        ("up" | "down", Err(error)) => failed(&error),
-        _ => usage(),
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
     }
 }
 

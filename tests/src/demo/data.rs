@@ -161,7 +161,7 @@ impl Demo {
     }
 
     fn bulk_with_a_death(&mut self) -> Result<(), DemoError> {
-        stage::command("curl -X POST …/v1/data/sync -d '{\"datasets\": [\"bulk\"]}'");
+        stage::command("curl -X POST …/v1/data/sync --json '{\"datasets\": [\"bulk\"]}'");
         let wanted = serde_json::json!({"datasets": ["bulk"]});
         self.site.api("operator").expect("POST", "/v1/data/sync", Some(&wanted), &[])?;
         let part = |demo: &Self, server: &str| -> Result<u64, shell::ShellError> {

@@ -53,10 +53,12 @@ impl Demo {
     /// Forgets that the sets were loaded, so that the loader does them again, and kills it while it does.
     fn reload_and_kill(&self) -> Result<(), DemoError> {
         let marks = "/data/rackwright/loaded";
-        self.site.on("results1", &format!("rm -rf {marks}; systemctl restart rackwright-data"))?;
-        let line = format!("until [ \"$(ls {marks} 2>/dev/null | wc -l)\" -ge 3 ]; do sleep 0.02; done");
-        self.site
-            .on("results1", &format!("timeout 30 sh -c '{line}'; systemctl kill -s KILL rackwright-data"))?;
+        let line = format!(
+            "rm -rf {marks}; systemctl restart rackwright-data; \
+             export PID=$(systemctl show -p MainPID --value rackwright-data); \
+             timeout 30 sh -c 'until [ \"$(ls {marks} 2>/dev/null | wc -l)\" -ge 3 ]; do :; done; kill -9 $PID'"
+        );
+        self.site.on("results1", &line)?;
         let left = self.site.on("results1", &format!("ls {marks} | wc -l"))?;
         stage::note(format_args!("killed after {} of {SWEEP} sets", left.trim()));
         let all = format!("until [ \"$(ls {marks} | grep -c results)\" -ge {SWEEP} ]; do sleep 0.1; done");

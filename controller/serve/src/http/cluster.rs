@@ -127,7 +127,8 @@ pub(super) async fn usage(
     let known: std::collections::BTreeSet<_> = rows.iter().map(|row| row.pod).collect();
     rows.extend(live.into_iter().filter(|row| !known.contains(&row.pod)));
     rows.retain(|row| caller.sees(&row.team));
-    Ok(Json(UsageList { cluster: app.cluster_name.clone(), from_ms, until_ms, rows }))
+    let team = (caller.role != Role::Operator).then_some(caller.team);
+    Ok(Json(UsageList { cluster: app.cluster_name.clone(), from_ms, until_ms, team, rows }))
 }
 
 /// A history row as a row of the bill.

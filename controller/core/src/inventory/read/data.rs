@@ -26,6 +26,11 @@ pub(super) fn data(root: &Table<'_, '_>, findings: &mut Findings<'_>) -> Option<
         && (!dir.value.starts_with('/') || dir.value.split('/').any(|part| part == ".."))
     {
         findings.add(&dir.at, "bad-path", "`data_dir` is not an absolute path", "such as `/data/rackwright`");
+    } else if let Some(dir) = &data_dir
+        && dir.value.split('/').filter(|part| !part.is_empty()).count() < 2
+    {
+        let hint = "a folder on the data disk, such as `/data/rackwright`: databases go beside it";
+        findings.add(&dir.at, "bad-path", "`data_dir` lies in the root folder", hint);
     }
     let mut port = |key, default| table.integer(key, 1..=65_535, findings).map_or(default, |port| port.value);
     let (clickhouse_port, minio_port) = (port("clickhouse_port", 8123), port("minio_port", 9000));
