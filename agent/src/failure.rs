@@ -3,6 +3,7 @@
 use rackwright_steps::apply::ApplyError;
 use rackwright_steps::error::{Code, StepError, chain};
 use rackwright_steps::plans::PlanError;
+use rackwright_wire::complaint::{COMPLAINT_VERSION, Complaint};
 use std::error::Error;
 use std::io::{self, Write};
 
@@ -41,18 +42,21 @@ impl Failure {
     /// The last one that was printed into a log, whatever stands before it on its line.
     pub(crate) fn last_in(log: &str) -> Option<Self> {
         let printed = |line: &str| {
-            let value: serde_json::Value = serde_json::from_str(line.get(line.find('{')?..)?).ok()?;
-            let text = |key: &str| value.get(key)?.as_str().map(str::to_owned);
-            Some(Self { code: text("code")?, error: text("error")?, evidence: String::new(), exit: FAILED })
+            let Complaint { code, error, evidence, .. } =
+                serde_json::from_str(line.get(line.find('{')?..)?).ok()?;
+            Some(Self { code, error, evidence, exit: FAILED })
         };
         log.lines().rev().find_map(printed)
     }
 
     pub(crate) fn print(&self) {
-        let mut line = serde_json::json!({ "code": self.code, "error": self.error });
-        if let (false, Some(object)) = (self.evidence.is_empty(), line.as_object_mut()) {
-            object.insert("evidence".to_owned(), self.evidence.clone().into());
-        }
+        let complaint = Complaint {
+            version: COMPLAINT_VERSION,
+            code: self.code.clone(),
+            error: self.error.clone(),
+            evidence: self.evidence.clone(),
+        };
+        let line = serde_json::to_string(&complaint).unwrap_or_default();
         // Nobody may be listening any more.
         let _printed = writeln!(io::stderr(), "{line}");
     }
@@ -91,9 +95,9 @@ mod tests {
 
     #[test]
     fn the_last_failure_of_a_log_is_found_behind_its_time_stamp() {
-        let log = "12:01 s1 agent[7]: {\"code\":\"io\",\"error\":\"first\"}\n\
+        let log = "12:01 s1 agent[7]: {\"version\":1,\"code\":\"io\",\"error\":\"first\"}\n\
                    12:02 s1 agent[8]:  INFO apply step=\"a\"\n\
-                   12:03 s1 agent[8]: {\"code\":\"disk-full\",\"error\":\"write the journal\"}\n\
+                   12:03 s1 agent[8]: {\"version\":1,\"code\":\"disk-full\",\"error\":\"write the journal\"}\n\
                    12:03 s1 systemd[1]: Failed with result 'exit-code'.\n";
         let last = Failure::last_in(log).unwrap();
         assert_eq!((last.code.as_str(), last.error.as_str()), ("disk-full", "write the journal"));

@@ -10,11 +10,14 @@ mod data;
 mod facts;
 mod failure;
 mod follow;
+mod input;
 mod launch;
 mod node;
 mod output;
 mod proxy;
 mod receive;
+#[cfg(test)]
+mod rendered;
 mod report;
 mod run;
 

@@ -247,6 +247,7 @@ fn what_must_not_run_is_refused_with_status_3_and_a_code() {
         (line(&plan(8, "another", vec![])), "wrong-machine"),
         (line(&altered), "plan-corrupt"),
         ("{\"version\":1}\n".to_owned(), "bad-input"),
+        (newer(&plan(8, MACHINE, vec![])), "plan-version"),
     ] {
         // The apply before has told its end, and may not have let go of its lock yet.
         let mut answers = (0..100).map(|_| call(server.path(), &["run"], &input));
@@ -257,6 +258,30 @@ fn what_must_not_run_is_refused_with_status_3_and_a_code() {
     }
     let (status, _, _) = call(server.path(), &["follow", "--plan", "nosuch"], "");
     assert_eq!(status.code(), Some(3));
+    assert_eq!(tree(server.path()), before);
+}
+
+/// As a newer controller would write it.
+fn newer(value: &impl serde::Serialize) -> String {
+    line(value).replacen("{\"version\":1,", "{\"version\":2,\"added\":1,", 1)
+}
+
+#[test]
+fn what_a_newer_controller_sends_is_refused_with_the_version() {
+    let server = server();
+    let request = rackwright_wire::plan::CheckRequest {
+        version: PLAN_VERSION,
+        steps: steps(server.path()),
+        artifacts: vec![],
+    };
+    let before = tree(server.path());
+    for (subcommand, input) in
+        [("run", newer(&plan(1, MACHINE, steps(server.path())))), ("check", newer(&request))]
+    {
+        let (status, stdout, stderr) = call(server.path(), &[subcommand], &input);
+        assert_eq!((status.code(), stdout.as_str()), (Some(3), ""), "{stderr}");
+        assert!(stderr.contains("version 2, this build reads 1"), "{stderr}");
+    }
     assert_eq!(tree(server.path()), before);
 }
 

@@ -187,3 +187,19 @@ fn every_code_has_a_row_in_the_docs() {
     let invented: Vec<_> = written.difference(&declared).collect();
     assert!(invented.is_empty(), "docs/codes.md has rows for codes that nothing says: {invented:#?}");
 }
+
+#[test]
+fn every_golden_file_stands_on_the_page_of_formats() {
+    let page = std::fs::read_to_string(root().join("docs/formats.md")).unwrap();
+    let named: BTreeSet<&str> =
+        page.split('`').filter(|text| text.contains("/snapshots/") || text.contains("/golden/")).collect();
+    for path in &named {
+        assert!(root().join(path).is_file(), "docs/formats.md names {path}, which is not there");
+    }
+    for folder in ["agent/wire/golden", "controller/core/golden"] {
+        for file in std::fs::read_dir(root().join(folder)).unwrap() {
+            let path = format!("{folder}/{}", file.unwrap().file_name().to_string_lossy());
+            assert!(named.contains(path.as_str()), "{path} has no row in docs/formats.md");
+        }
+    }
+}

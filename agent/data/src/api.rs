@@ -25,7 +25,7 @@ use axum::{Json, Router};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use rackwright_wire::manifest::{Held, Wanted};
 use rackwright_wire::report::NodeReport;
-use rackwright_wire::sealed::SealedSet;
+use rackwright_wire::sealed::{SEALED_VERSION, SealedSet, SetList};
 use rackwright_wire::source::{Exported, ScrubReport, SourceFacts, SourceRequest};
 use serde::{Deserialize, Serialize};
 use std::os::unix::fs::FileExt as _;
@@ -230,19 +230,14 @@ async fn put_object(
     Ok(StatusCode::CREATED)
 }
 
-/// Sets that match, in order.
-#[derive(Debug, Serialize)]
-struct SetList {
-    sets: Vec<SealedSet>,
-}
-
 async fn list_sets(
     _: Known,
     State(api): State<Api>,
     Query(filter): Query<SetFilter>,
 ) -> Result<Json<SetList>, Refusal> {
     let store = Arc::clone(&api.node.store);
-    Ok(Json(SetList { sets: blocking(move || store.list_sets(&filter)).await? }))
+    let sets = blocking(move || store.list_sets(&filter)).await?;
+    Ok(Json(SetList { version: SEALED_VERSION, sets }))
 }
 
 async fn get_set(

@@ -15,6 +15,7 @@ use rackwright_wire::manifest::{File, Source, check_files};
 use rackwright_wire::source::{SOURCE_VERSION, SourceFacts, SourceRequest, SourceSpec};
 use s3::creds::Credentials;
 use s3::{Bucket, Region};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,8 +33,22 @@ pub(crate) struct BucketSource {
     prefix: String,
 }
 
+/// The version of [`Known`] that this build writes.
+const KNOWN_VERSION: u32 = 1;
+
+/// What the last export read (`exports/<dataset>.objects`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Known {
+    #[serde(deserialize_with = "rackwright_wire::format::version::<_, KNOWN_VERSION>")]
+    version: u32,
+    /// By key: the object as it was listed, and what became of it.
+    objects: BTreeMap<String, (Entry, File)>,
+}
+
 /// One object of the listing.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Entry {
     key: String,
     bytes: u64,
@@ -86,7 +101,8 @@ impl BucketSource {
     pub(crate) async fn read(&self, store: &Arc<Store>) -> Result<Content, Error> {
         let entries = self.list().await?;
         let path = store.layout().at("exports").join(format!("{}.objects", self.dataset));
-        let known: BTreeMap<String, (Entry, File)> = read_json(&path).unwrap_or_default();
+        // Not there, or of another version: then everything is read.
+        let known = read_json(&path).map(|known: Known| known.objects).unwrap_or_default();
         let (mut now, mut read_bytes) = (BTreeMap::new(), 0);
         for entry in entries {
             let unchanged = known.get(&entry.key).filter(|(before, file)| {
@@ -102,6 +118,7 @@ impl BucketSource {
             now.insert(entry.key.clone(), (entry, file));
         }
         let files = now.values().map(|(_, file)| file.clone()).collect();
+        let now = Known { version: KNOWN_VERSION, objects: now };
         blocking(move || write_json(&path, &now)).await?;
         Ok(Content { files, columns: Vec::new(), rows: None, read_bytes })
     }
@@ -180,4 +197,26 @@ fn check_keys(entries: &[Entry]) -> Vec<String> {
         .map(|entry| File { path: entry.key.clone(), bytes: 0, blake3: nothing.clone(), chunks: Vec::new() })
         .collect();
     check_files(&files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_read_is_written_like_this_and_a_newer_text_is_not_believed() {
+        let entry = Entry {
+            key: "main/Packages.xz".to_owned(),
+            bytes: 3,
+            etag: "\"900150983cd24fb0\"".to_owned(),
+            modified: "2026-11-22T10:00:00.000Z".to_owned(),
+        };
+        let hash = "ab".repeat(32);
+        let file = File { path: entry.key.clone(), bytes: 3, blake3: hash.clone(), chunks: vec![hash] };
+        let objects = BTreeMap::from([(entry.key.clone(), (entry, file))]);
+        let text = serde_json::to_string_pretty(&Known { version: KNOWN_VERSION, objects }).unwrap();
+        insta::assert_snapshot!(text);
+        let newer = serde_json::from_str::<Known>(&text.replace("\"version\": 1", "\"version\": 2"));
+        assert!(newer.unwrap_err().to_string().starts_with("version 2, this build reads 1"));
+    }
 }

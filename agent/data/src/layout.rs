@@ -6,8 +6,10 @@
 //! manifests/<dataset>/<digest>.json      signed manifest of each version that is (or was) complete
 //! versions/<dataset>/<digest>/           hard links to objects; `current` is for people only
 //! pins/<dataset>/<digest>/<holder>       who keeps a version from eviction; the node unit writes them
+//! layout.json                            the version of this layout
+//! loaded/<set id>                        results server: the set is in the table, or was refused and why
 //! sets/<id>.json                         sealed sets whose objects are all here
-//! exports/<dataset>.json                 what was exported last, on the data server
+//! exports/<dataset>.json, .objects       what was exported last, on the data server
 //! received/<digest>.json                 bytes received over the network, by peer
 //! quarantine/<blake3>.<n>                objects that did not hash
 //! wanted.json, trust.pub, scrub.json     what the controller wants; its key; scrub counters
@@ -17,9 +19,22 @@
 use crate::durable;
 use crate::error::Error;
 use rackwright_wire::manifest::{Manifest, SignedManifest, is_blake3, is_dns_label};
+use rackwright_wire::volume::{pins_folder, version_folder};
+use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// The version of this layout: what lies where, and the files without a version of their own (pins, marks).
+pub(crate) const LAYOUT_VERSION: u32 = 1;
+
+/// `layout.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LayoutMark {
+    #[serde(deserialize_with = "rackwright_wire::format::version::<_, LAYOUT_VERSION>")]
+    pub(crate) version: u32,
+}
 
 /// The folders of one store.
 #[derive(Debug, Clone)]
@@ -73,7 +88,7 @@ impl Layout {
     /// A name that is no DNS label or no digest.
     pub fn version(&self, dataset: &str, digest: &str) -> Result<PathBuf, Error> {
         check_names(dataset, digest)?;
-        Ok(self.root.join("versions").join(dataset).join(digest))
+        Ok(version_folder(&self.root, dataset, digest))
     }
 
     /// Whether every object of a manifest is in place.
@@ -88,17 +103,27 @@ impl Layout {
         serde_json::from_str(&signed.manifest).map_err(|cause| Error::io("read", path)(cause.into()))
     }
 
-    /// Every stored manifest, in path order.
+    /// Every stored manifest that can be read, in path order.
     pub(crate) fn manifests(&self) -> Result<Vec<Manifest>, Error> {
+        let readable = |manifest: Result<Manifest, Error>| match manifest {
+            Ok(manifest) => Some(manifest),
+            // One unreadable file must not hide the others; the version it names is not complete.
+            Err(error) => {
+                tracing::warn!("{}", error.chain());
+                None
+            }
+        };
+        Ok(self.read_manifests()?.into_iter().filter_map(readable).collect())
+    }
+
+    /// Every stored manifest, in path order, those that cannot be read too: what decides about deletes
+    /// must know all of them.
+    pub(crate) fn read_manifests(&self) -> Result<Vec<Result<Manifest, Error>>, Error> {
         let mut all = Vec::new();
         for dataset in names_in(&self.at("manifests"))? {
             for name in names_in(&self.at("manifests").join(&dataset))? {
                 if let Some(digest) = name.strip_suffix(".json") {
-                    match self.read_manifest(&dataset, digest) {
-                        Ok(manifest) => all.push(manifest),
-                        // One unreadable file must not hide the others; the version it names is not complete.
-                        Err(error) => tracing::warn!("{}", error.chain()),
-                    }
+                    all.push(self.read_manifest(&dataset, digest));
                 }
             }
         }
@@ -107,11 +132,14 @@ impl Layout {
 
     /// Who pins a version, in name order. The node unit creates a pin before it looks for the version's
     /// folder, and removes it when the pod is gone.
-    pub fn pins(&self, dataset: &str, digest: &str) -> Vec<String> {
+    ///
+    /// # Errors
+    /// The folder cannot be listed: then nobody knows that there is no pin.
+    pub fn pins(&self, dataset: &str, digest: &str) -> Result<Vec<String>, Error> {
         if check_names(dataset, digest).is_err() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
-        names_in(&self.at("pins").join(dataset).join(digest)).unwrap_or_default()
+        names_in(&pins_folder(&self.root, dataset, digest))
     }
 
     /// The manifest of a sealed set.

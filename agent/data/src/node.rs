@@ -12,6 +12,7 @@ use crate::wanted::{self, Accepted};
 use rackwright_wire::manifest::{
     File, Held, HeldVersion, MANIFEST_VERSION, Manifest, Peer, SignedManifest, Wanted,
 };
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -47,11 +48,33 @@ struct State {
     blocked: HashMap<String, String>,
 }
 
-/// Scrub counters since this store was made.
-#[derive(Debug, Clone, Copy, Default, serde::Serialize, serde::Deserialize)]
+/// The version of [`ScrubCounters`] and [`Received`] that this build writes.
+const COUNTERS_VERSION: u32 = 1;
+
+/// Scrub counters since this store was made (`scrub.json`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct ScrubCounters {
+    #[serde(deserialize_with = "rackwright_wire::format::version::<_, COUNTERS_VERSION>")]
+    pub(crate) version: u32,
     pub(crate) found: u64,
     pub(crate) repaired: u64,
+}
+
+impl Default for ScrubCounters {
+    fn default() -> Self {
+        Self { version: COUNTERS_VERSION, found: 0, repaired: 0 }
+    }
+}
+
+/// What a version cost so far (`received/<digest>.json`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Received {
+    #[serde(deserialize_with = "rackwright_wire::format::version::<_, COUNTERS_VERSION>")]
+    version: u32,
+    /// Bytes that came over the network, by peer.
+    fetched: BTreeMap<String, u64>,
 }
 
 impl Node {
@@ -133,12 +156,17 @@ impl Node {
         }
         let mut datasets: BTreeMap<String, Vec<HeldVersion>> = BTreeMap::new();
         for (digest, manifest) in versions {
-            datasets.entry(manifest.dataset.clone()).or_default().push(self.held_version(digest, &manifest));
+            let version = self.held_version(digest, &manifest)?;
+            datasets.entry(manifest.dataset).or_default().push(version);
         }
         for versions in datasets.values_mut() {
             versions.sort_by_key(|version| version.generation);
         }
-        let scrub = self.scrub_counters();
+        // Nobody's data depends on them; what cannot be read is said and counts from nothing.
+        let scrub = self.scrub_counters().unwrap_or_else(|error| {
+            tracing::warn!("{}", error.chain());
+            ScrubCounters::default()
+        });
         Ok(Held {
             version: MANIFEST_VERSION,
             server: self.config.server.clone(),
@@ -256,7 +284,8 @@ impl Node {
             if finished.is_empty() {
                 return Ok(());
             }
-            write_json(&store.layout().at("received").join(format!("{digest}.json")), &finished)
+            let received = Received { version: COUNTERS_VERSION, fetched: finished };
+            write_json(&store.layout().at("received").join(format!("{digest}.json")), &received)
         })
         .await
     }
@@ -269,7 +298,7 @@ impl Node {
         self.store.expect(hashes.filter(|hash| !self.store.has(*hash)));
     }
 
-    fn held_version(&self, digest: String, manifest: &Manifest) -> HeldVersion {
+    fn held_version(&self, digest: String, manifest: &Manifest) -> Result<HeldVersion, Error> {
         let complete = self.store.is_complete(manifest);
         let bytes = if complete { manifest.bytes() } else { self.bytes_here(manifest) };
         let state = self.state();
@@ -279,16 +308,16 @@ impl Node {
         };
         let blocked = state.blocked.get(&digest).filter(|_| !complete).cloned();
         drop(state);
-        HeldVersion {
+        Ok(HeldVersion {
             generation: manifest.generation,
             complete,
             bytes,
             total_bytes: manifest.bytes(),
             fetched,
-            pins: self.store.layout().pins(&manifest.dataset, &digest),
+            pins: self.store.layout().pins(&manifest.dataset, &digest)?,
             blocked,
             digest,
-        }
+        })
     }
 
     fn bytes_here(&self, manifest: &Manifest) -> u64 {
@@ -312,13 +341,15 @@ impl Node {
         job
     }
 
+    /// Statistics of an earlier process; none when they are not there or of another version.
     fn received_before(&self, digest: &str) -> BTreeMap<String, u64> {
         let path = self.store.layout().at("received").join(format!("{digest}.json"));
-        read_json(&path).unwrap_or_default()
+        read_json(&path).map(|received: Received| received.fetched).unwrap_or_default()
     }
 
-    pub(crate) fn scrub_counters(&self) -> ScrubCounters {
-        read_json(&self.store.layout().at("scrub.json")).unwrap_or_default()
+    pub(crate) fn scrub_counters(&self) -> Result<ScrubCounters, Error> {
+        let path = self.store.layout().at("scrub.json");
+        if path.exists() { read_json(&path) } else { Ok(ScrubCounters::default()) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -337,4 +368,27 @@ fn needed_bytes(store: &Store, manifest: &Manifest) -> Result<u64, Error> {
         }
     }
     Ok(needed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_read_like_this_and_newer_ones_are_refused() {
+        let counters = ScrubCounters { found: 3, repaired: 2, ..ScrubCounters::default() };
+        let fetched = BTreeMap::from([("data1".to_owned(), 7), ("ml1".to_owned(), 9)]);
+        let received = Received { version: COUNTERS_VERSION, fetched };
+        let [counters, received] =
+            [serde_json::to_string_pretty(&counters), serde_json::to_string_pretty(&received)]
+                .map(Result::unwrap);
+        insta::assert_snapshot!(format!("scrub.json\n{counters}\n\nreceived/<digest>.json\n{received}"));
+        let newer = |text: &str| text.replace("\"version\": 1", "\"version\": 2");
+        for error in [
+            serde_json::from_str::<ScrubCounters>(&newer(&counters)).unwrap_err(),
+            serde_json::from_str::<Received>(&newer(&received)).unwrap_err(),
+        ] {
+            assert!(error.to_string().starts_with("version 2, this build reads 1"), "{error}");
+        }
+    }
 }

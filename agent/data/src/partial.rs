@@ -392,6 +392,23 @@ mod tests {
     }
 
     #[test]
+    fn a_journal_reads_like_this_and_a_newer_one_verifies_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (layout, file) = begin(folder.path());
+        let partial = Partial::open(&layout, &file).unwrap();
+        for index in [0, 2] {
+            give(&partial, index);
+        }
+        let journal = layout.journal(partial.hash());
+        let text = fs::read_to_string(&journal).unwrap();
+        insta::assert_snapshot!(text);
+        drop(partial);
+        fs::write(&journal, text.replacen("partial 1", "partial 2", 1)).unwrap();
+        let partial = Partial::open(&layout, &file).unwrap();
+        assert_eq!(partial.missing(), [0, 1, 2], "every chunk is fetched again");
+    }
+
+    #[test]
     fn a_journal_of_another_object_is_not_believed() {
         let header = header(blake3::hash(b"a"), 9);
         assert_eq!(parse_journal(b"rackwright-partial 1 0000 9\n0 ml1\n", &header, 1).1, [None]);

@@ -66,19 +66,20 @@ impl Node {
         named: Option<Shared>,
         bad: Vec<u64>,
     ) -> Result<Damage, Error> {
+        let owners = named.as_ref().map(|named| named.owners.clone()).unwrap_or_default();
+        let mut holders = Vec::new();
+        for (dataset, digest) in owners.iter().filter_map(|owner| owner.split_once('/')) {
+            holders.extend(self.store.layout().pins(dataset, digest)?);
+        }
         let (store, shared) = (Arc::clone(&self.store), named.clone());
         let chunks = bad.clone();
         blocking(move || quarantine(&store, hash, shared.as_ref().map(|shared| &shared.file), &chunks))
             .await?;
         self.count_scrub(1, 0)?;
-        let owners = named.as_ref().map(|named| named.owners.clone()).unwrap_or_default();
-        let versions = owners.iter().filter_map(|owner| owner.split_once('/'));
         let mut damage = Damage {
             blake3: hash.to_hex().to_string(),
             chunks: bad,
-            holders: versions
-                .flat_map(|(dataset, digest)| self.store.layout().pins(dataset, digest))
-                .collect(),
+            holders,
             shared_by: owners,
             fetched: BTreeMap::new(),
             unrepaired: None,
@@ -112,8 +113,12 @@ impl Node {
     }
 
     fn count_scrub(&self, found: u64, repaired: u64) -> Result<(), Error> {
-        let before = self.scrub_counters();
-        let now = ScrubCounters { found: before.found + found, repaired: before.repaired + repaired };
+        let before = self.scrub_counters()?;
+        let now = ScrubCounters {
+            found: before.found + found,
+            repaired: before.repaired + repaired,
+            ..ScrubCounters::default()
+        };
         write_json(&self.store.layout().at("scrub.json"), &now)
     }
 }

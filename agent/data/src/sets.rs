@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::layout::{hash_of, read_json};
 use crate::store::Store;
 use rackwright_wire::manifest::{check_files, is_dns_label};
-use rackwright_wire::sealed::{SEALED_VERSION, SealedSet, SetKind};
+use rackwright_wire::sealed::{SealedSet, SetKind};
 use serde::Deserialize;
 use std::fs;
 
@@ -50,9 +50,6 @@ impl Store {
     pub fn put_set(&self, set: &SealedSet) -> Result<bool, Error> {
         let id = set.id();
         let mut findings = check_files(&set.files);
-        if set.version != SEALED_VERSION {
-            findings.push(format!("version {} is not {SEALED_VERSION}", set.version));
-        }
         if !is_dns_label(&set.team) || !is_dns_label(&set.project) {
             findings.push(format!("team {:?} or project {:?} is not a DNS label", set.team, set.project));
         }
@@ -108,6 +105,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rackwright_wire::sealed::SEALED_VERSION;
 
     fn set(store: &Store, content: &[u8], path: &str) -> SealedSet {
         let mut incoming = store.begin().unwrap();

@@ -6,7 +6,7 @@
 use crate::durable;
 use crate::error::Error;
 use crate::hashing::StreamHasher;
-use crate::layout::{Layout, names_in};
+use crate::layout::{LAYOUT_VERSION, Layout, LayoutMark, names_in, read_json, write_json};
 use crate::partial::{Partial, chunk_len};
 use rackwright_wire::manifest::{self, CHUNK_BYTES};
 use std::collections::{HashMap, HashSet};
@@ -61,7 +61,7 @@ impl Store {
     /// Opens the store, makes its folders, and removes what a killed process left half-done.
     ///
     /// # Errors
-    /// Another process owns it, or the file system refuses.
+    /// Another process owns it, a newer agent wrote it, or the file system refuses.
     pub fn open(root: impl Into<PathBuf>, reserve: Option<u64>) -> Result<Self, Error> {
         let layout = Layout::new(root);
         for folder in [
@@ -81,6 +81,12 @@ impl Store {
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
         let lock = lock.map_err(Error::io("open", &path))?;
         own(&lock).map_err(Error::os("own", &path))?;
+        let mark = layout.at("layout.json");
+        if mark.exists() {
+            read_json::<LayoutMark>(&mark)?;
+        } else {
+            write_json(&mark, &LayoutMark { version: LAYOUT_VERSION })?;
+        }
         let store = Self {
             layout,
             reserve,

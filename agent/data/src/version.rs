@@ -106,7 +106,7 @@ impl Store {
 
     /// Takes a version away unless someone pins it, also at the last moment.
     fn evict(&self, manifest: &Manifest, digest: &str) -> Result<bool, Error> {
-        if !self.layout().pins(&manifest.dataset, digest).is_empty() {
+        if !self.layout().pins(&manifest.dataset, digest)?.is_empty() {
             return Ok(false);
         }
         let folder = self.layout().version(&manifest.dataset, digest)?;
@@ -114,9 +114,10 @@ impl Store {
         if folder.is_dir() {
             durable::rename(&folder, &away)?;
             // A pod pins first and looks for the folder second, so one of the two sees the other.
-            if !self.layout().pins(&manifest.dataset, digest).is_empty() {
+            let pins = self.layout().pins(&manifest.dataset, digest);
+            if !matches!(&pins, Ok(pins) if pins.is_empty()) {
                 durable::rename(&away, &folder)?;
-                return Ok(false);
+                return pins.map(|_pinned| false);
             }
         }
         durable::remove(&self.layout().manifest(&manifest.dataset, digest)?)?;
@@ -144,8 +145,10 @@ impl Store {
     }
 
     fn referenced(&self) -> Result<HashSet<blake3::Hash>, Error> {
-        let mut files: Vec<_> =
-            self.layout().manifests()?.into_iter().flat_map(|manifest| manifest.files).collect();
+        // Objects of a manifest that this build cannot read are in use all the same.
+        let manifests: Vec<Manifest> =
+            self.layout().read_manifests()?.into_iter().collect::<Result<_, _>>()?;
+        let mut files: Vec<_> = manifests.into_iter().flat_map(|manifest| manifest.files).collect();
         files.extend(self.sets()?.into_iter().flat_map(|set| set.files));
         files.extend(self.exports()?.into_iter().flat_map(|export| export.files));
         Ok(files.iter().filter_map(|file| hash_of(&file.blake3).ok()).collect())
@@ -209,9 +212,8 @@ impl Store {
             for entry in fs::read_dir(&versions).map_err(Error::io("list", &versions))? {
                 let path = entry.map_err(Error::io("list", &versions))?.path();
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                if let Some(digest) = name
-                    .strip_prefix(".evicted-")
-                    .filter(|digest| !self.layout().pins(&dataset, digest).is_empty())
+                if let Some(digest) = name.strip_prefix(".evicted-")
+                    && !self.layout().pins(&dataset, digest)?.is_empty()
                 {
                     durable::rename(&path, &versions.join(digest))?;
                     continue;
@@ -221,7 +223,7 @@ impl Store {
                 if half_made
                     && path.is_dir()
                     && !path.is_symlink()
-                    && self.layout().pins(&dataset, &name).is_empty()
+                    && self.layout().pins(&dataset, &name)?.is_empty()
                 {
                     fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
                 }

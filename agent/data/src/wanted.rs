@@ -8,7 +8,7 @@ use crate::durable;
 use crate::error::Error;
 use crate::layout::{Layout, read_json, write_json};
 use crate::tls;
-use rackwright_wire::manifest::{MANIFEST_VERSION, Manifest, SignedManifest, Wanted};
+use rackwright_wire::manifest::{Manifest, SignedManifest, Wanted};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
@@ -82,9 +82,6 @@ pub fn check(
 ) -> Result<(Accepted, bool), Error> {
     let what = || format!("wanted generation {}", wanted.generation);
     let key = key.ok_or_else(|| Error::refused(what(), "no manifest key is pinned yet"))?;
-    if wanted.version != MANIFEST_VERSION {
-        return Err(Error::refused(what(), format!("version {} is not {MANIFEST_VERSION}", wanted.version)));
-    }
     let accepted = open(wanted.clone(), &key)?;
     let offered_now = accepted.generations();
     for (dataset, generation) in before.map_or_else(|| newest(held), Accepted::generations) {

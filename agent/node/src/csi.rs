@@ -173,6 +173,7 @@ fn status(error: &VolumeError) -> Status {
         VolumeError::NotHere { .. } => Status::unavailable(text),
         VolumeError::Mount { .. }
         | VolumeError::File { .. }
+        | VolumeError::Record { .. }
         | VolumeError::Restore(_)
         | VolumeError::Seal(_) => Status::internal(text),
     }

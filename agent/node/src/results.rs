@@ -39,6 +39,15 @@ pub enum ResultsError {
         /// First 200 characters of the body.
         body: String,
     },
+    /// The manifest of a set is not one that this build reads.
+    #[error("read {what}")]
+    Answer {
+        /// Which set.
+        what: String,
+        /// Why.
+        #[source]
+        cause: serde_json::Error,
+    },
     /// Bytes that do not hash to their name, a set of another project, or a path that leaves its folder.
     #[error("trust {what}: {detail}")]
     Untrusted {
@@ -87,6 +96,13 @@ impl Results {
         Ok(Self { client: builder.build()?, base: format!("https://{}:{port}/v1", config.results.server) })
     }
 
+    /// A server that never answers, for tests of what happens before it is asked.
+    #[cfg(test)]
+    pub(crate) fn nowhere() -> Self {
+        let _installed = rustls::crypto::ring::default_provider().install_default();
+        Self { client: reqwest::Client::new(), base: "https://nowhere.invalid/v1".to_owned() }
+    }
+
     /// Uploads the objects, then the set: it exists only once its manifest is stored.
     pub(crate) async fn upload(&self, set: &SealedSet, spool: &Spool) -> Result<(), ResultsError> {
         for file in &set.files {
@@ -113,7 +129,9 @@ impl Results {
         checkpoints: &Path,
     ) -> Result<(), ResultsError> {
         let url = format!("{}/sets/{id}", self.base);
-        let set: SealedSet = accepted(id, self.client.get(url).send().await?).await?.json().await?;
+        let text = accepted(id, self.client.get(url).send().await?).await?.bytes().await?;
+        let set: SealedSet = serde_json::from_slice(&text)
+            .map_err(|cause| ResultsError::Answer { what: id.to_owned(), cause })?;
         let untrusted =
             |detail: &str| ResultsError::Untrusted { what: id.to_owned(), detail: detail.to_owned() };
         if (set.team.as_str(), set.project.as_str()) != scope {

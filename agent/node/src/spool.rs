@@ -51,8 +51,18 @@ impl Spool {
         let mut folders: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
         folders.retain(|path| path.extension().is_none());
         folders.sort();
-        let read = |path: PathBuf| serde_json::from_slice(&std::fs::read(path.join("set.json")).ok()?).ok();
-        folders.into_iter().filter_map(read).collect()
+        folders.into_iter().filter_map(|path| read(&path).ok()).collect()
+    }
+
+    /// Says which sets an earlier or later build left here that this one cannot read: they stay.
+    fn warn_of_unreadable(&self) {
+        let folders =
+            std::fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        for path in folders.filter(|path| path.extension().is_none()) {
+            if let Err(cause) = read(&path) {
+                tracing::warn!(path = %path.display(), %cause, "a sealed set cannot be read and is not uploaded");
+            }
+        }
     }
 
     /// Where an object of a waiting set lies.
@@ -80,6 +90,7 @@ impl Spool {
 
     /// Uploads whatever turns up. Never returns.
     pub async fn upload_forever(&self, results: Results) {
+        self.warn_of_unreadable();
         let mut tick = tokio::time::interval(PERIOD);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -87,6 +98,10 @@ impl Spool {
             self.upload_once(&results).await;
         }
     }
+}
+
+fn read(folder: &Path) -> std::io::Result<SealedSet> {
+    Ok(serde_json::from_slice(&std::fs::read(folder.join("set.json"))?)?)
 }
 
 /// Writes a whole file so that it is there, complete, after a power cut: temp, sync, rename, sync.
@@ -99,4 +114,37 @@ pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     file.sync_all()?;
     std::fs::rename(&part, path)?;
     std::fs::File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rackwright_wire::sealed::{SEALED_VERSION, SetKind};
+
+    #[test]
+    fn a_set_of_a_newer_agent_is_not_uploaded_and_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::new(folder.path());
+        let set = SealedSet {
+            version: SEALED_VERSION,
+            kind: SetKind::Results,
+            team: "vision".to_owned(),
+            project: "default".to_owned(),
+            job: "j1".to_owned(),
+            task: 0,
+            attempt: 1,
+            step: 0,
+            node: "ml1".to_owned(),
+            files: Vec::new(),
+        };
+        let staging = spool.stage(&set).unwrap();
+        spool.commit(&set, &staging).unwrap();
+        assert_eq!(spool.waiting(), std::slice::from_ref(&set));
+        let file = spool.folder.join(set.id()).join("set.json");
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, text.replace("\"version\":1", "\"version\":2")).unwrap();
+        assert!(spool.waiting().is_empty() && file.exists());
+        let cause = read(&spool.folder.join(set.id())).unwrap_err().to_string();
+        assert!(cause.starts_with("version 2, this build reads 1"), "{cause}");
+    }
 }

@@ -9,7 +9,7 @@ use crate::results::{Results, ResultsError};
 use crate::seal::SealError;
 use crate::spool::Spool;
 use crate::work::WorkFolder;
-use rackwright_wire::volume::{SEAL_MARKER, VolumeRequest};
+use rackwright_wire::volume::{SEAL_MARKER, VolumeRequest, pins_folder, version_folder};
 use rustix::mount::{MountFlags, UnmountFlags};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
@@ -58,6 +58,15 @@ pub enum VolumeError {
         #[source]
         cause: std::io::Error,
     },
+    /// What was published cannot be read back.
+    #[error("read {path}")]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: std::io::Error,
+    },
     /// The checkpoint to resume from could not be restored.
     #[error("restore the checkpoint")]
     Restore(#[from] ResultsError),
@@ -66,10 +75,15 @@ pub enum VolumeError {
     Seal(#[from] SealError),
 }
 
+/// The version of [`Record`] that this build writes.
+const RECORD_VERSION: u32 = 1;
+
 /// What was published, as kept on disk.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Record {
+    #[serde(deserialize_with = "rackwright_wire::format::version::<_, RECORD_VERSION>")]
+    version: u32,
     target: PathBuf,
     request: VolumeRequest,
 }
@@ -117,7 +131,8 @@ impl Volumes {
         if is_mounted(target)? {
             return Ok(());
         }
-        self.write_record(volume, &Record { target: target.to_owned(), request: request.clone() })?;
+        let record = Record { version: RECORD_VERSION, target: target.to_owned(), request: request.clone() };
+        self.write_record(volume, &record)?;
         let (source, read_only) = match &request {
             VolumeRequest::Dataset { dataset, version } => (self.pin(volume, dataset, version)?, true),
             VolumeRequest::Work { .. } => (self.work_folder(&request).await?, false),
@@ -138,7 +153,9 @@ impl Volumes {
             return Ok(());
         };
         match &record.request {
-            VolumeRequest::Dataset { version, .. } => remove(&self.pin_path(volume, version))?,
+            VolumeRequest::Dataset { dataset, version } => {
+                remove(&pins_folder(&self.data_dir, dataset, version).join(volume))?;
+            }
             VolumeRequest::Work { .. } => self.close_work(&record.request).await?,
         }
         remove(&self.record_path(volume))?;
@@ -207,22 +224,18 @@ impl Volumes {
         for name in [dataset, version] {
             plain(name)?;
         }
-        let pin = self.pin_path(volume, version);
+        let pin = pins_folder(&self.data_dir, dataset, version).join(volume);
         let failed = |cause| VolumeError::File { path: pin.clone(), cause };
         if let Some(folder) = pin.parent() {
             std::fs::create_dir_all(folder).map_err(failed)?;
         }
         std::fs::File::create(&pin).and_then(|file| file.sync_all()).map_err(failed)?;
-        let source = self.data_dir.join("versions").join(dataset).join(version);
+        let source = version_folder(&self.data_dir, dataset, version);
         if source.is_dir() {
             return Ok(source);
         }
         remove(&pin)?;
         Err(VolumeError::NotHere { dataset: dataset.to_owned(), version: version.to_owned() })
-    }
-
-    fn pin_path(&self, volume: &str, version: &str) -> PathBuf {
-        self.data_dir.join("pins").join(version).join(volume)
     }
 
     fn record_path(&self, volume: &str) -> PathBuf {
@@ -249,13 +262,16 @@ impl Volumes {
         crate::spool::write_durably(&path, &text).map_err(|cause| VolumeError::File { path, cause })
     }
 
+    /// A record that cannot be read is no missing one: without it the pin would stay for ever, and what the
+    /// job left would never be sealed. The kubelet asks again, and says why.
     fn read_record(&self, volume: &str) -> Result<Option<Record>, VolumeError> {
         let path = self.record_path(volume);
-        match std::fs::read(&path) {
-            Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+        let read = match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(std::io::Error::from),
             Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(cause) => Err(VolumeError::File { path, cause }),
-        }
+            Err(cause) => Err(cause),
+        };
+        read.map_err(|cause| VolumeError::Record { path, cause })
     }
 
     fn records(&self) -> BTreeMap<String, Record> {
@@ -319,5 +335,77 @@ fn remove(path: &Path) -> Result<(), VolumeError> {
             Err(VolumeError::File { path: path.to_owned(), cause })
         }
         Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volumes(data_dir: &Path) -> Volumes {
+        let address = "127.0.0.1:1".to_owned();
+        let results = crate::config::ResultsServer { server: "results1".to_owned(), address };
+        let file = |name: &str| data_dir.join(name);
+        let config = Config {
+            server: "ml1".to_owned(),
+            data_dir: data_dir.to_owned(),
+            cert: file("cert.pem"),
+            key: file("key.pem"),
+            ca: file("ca.pem"),
+            kubelet_dir: file("kubelet"),
+            results,
+        };
+        Volumes::new(&config, Spool::new(data_dir), Results::nowhere())
+    }
+
+    fn dataset() -> VolumeRequest {
+        VolumeRequest::Dataset { dataset: "packages".to_owned(), version: "ab".repeat(32) }
+    }
+
+    #[test]
+    fn a_pin_lies_where_the_data_unit_looks_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let volumes = volumes(folder.path());
+        let digest = "ab".repeat(32);
+        assert!(matches!(volumes.pin("v1", "packages", &digest), Err(VolumeError::NotHere { .. })));
+        let pin = folder.path().join("pins/packages").join(&digest).join("v1");
+        assert!(!pin.exists(), "no pin stays of what is not here");
+        std::fs::create_dir_all(folder.path().join("versions/packages").join(&digest)).unwrap();
+        volumes.pin("v1", "packages", &digest).unwrap();
+        assert!(pin.exists());
+    }
+
+    #[tokio::test]
+    async fn a_record_of_a_newer_agent_is_refused_and_its_pin_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let volumes = volumes(folder.path());
+        let target = folder.path().join("kubelet/pods/p/mount");
+        let record = Record { version: RECORD_VERSION, target: target.clone(), request: dataset() };
+        volumes.write_record("v1", &record).unwrap();
+        assert_eq!(volumes.read_record("v1").unwrap(), Some(record));
+        let path = volumes.record_path("v1");
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace("\"version\": 1", "\"version\": 2")).unwrap();
+        let error = volumes.unpublish("v1", &target).await.unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.starts_with("version 2, this build reads 1"), "{cause}");
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn a_record_reads_like_this() {
+        let work = VolumeRequest::Work {
+            team: "vision".to_owned(),
+            project: "default".to_owned(),
+            job: "j1".to_owned(),
+            task: "0".to_owned(),
+            attempt: "2".to_owned(),
+            resume: "checkpoint-j1-0-1-40".to_owned(),
+        };
+        let text = [dataset(), work].map(|request| {
+            let target = "/var/lib/kubelet/pods/uid/volumes/kubernetes.io~csi/data/mount".into();
+            serde_json::to_string_pretty(&Record { version: RECORD_VERSION, target, request }).unwrap()
+        });
+        insta::assert_snapshot!(text.join("\n"));
     }
 }

@@ -100,3 +100,12 @@ fn a_file_of_no_use_says_why() {
         assert!(error.contains(why), "{error}");
     }
 }
+
+#[test]
+fn the_proxy_reads_what_the_playbooks_write() {
+    let files = crate::rendered::files("/etc/rackwright/proxy.toml");
+    assert_eq!(files.len(), 4);
+    for (_folder, file) in files {
+        Config::read(&file).unwrap();
+    }
+}

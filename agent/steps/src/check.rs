@@ -5,7 +5,7 @@
 
 use crate::error::StepError;
 use crate::host::{Host, lock};
-use crate::plans;
+use crate::plans::{self, PlanError};
 use crate::receive;
 use crate::step::{self, Expected};
 use rackwright_wire::plan::{CheckReport, CheckRequest, PLAN_VERSION};
@@ -21,7 +21,12 @@ const THREADS: usize = 6;
 /// Compares the steps of a request with the server.
 ///
 /// A step that cannot be checked is a difference that says so: a plan must show it.
-pub fn check(host: &Host, request: &CheckRequest) -> CheckReport {
+///
+/// # Errors
+/// What this server accepted before cannot be read.
+pub fn check(host: &Host, request: &CheckRequest) -> Result<CheckReport, PlanError> {
+    let generation = plans::accepted(host)?.map_or(0, |accepted| accepted.generation);
+    let unfinished = plans::unfinished(host)?;
     let (units, others): (Vec<&Step>, Vec<&Step>) =
         request.steps.iter().partition(|step| unit_name(step).is_some());
     let found = thread::scope(|scope| {
@@ -36,13 +41,13 @@ pub fn check(host: &Host, request: &CheckRequest) -> CheckReport {
     let expected = Expected::of(&request.steps, |step| found.contains_key(step.id.as_str()));
     let mut differences = check_all(host, &units, &expected);
     differences.extend(found);
-    CheckReport {
+    Ok(CheckReport {
         version: PLAN_VERSION,
         missing_artifacts: missing(host, request, &differences),
         differences: request.steps.iter().filter_map(|step| differences.remove(step.id.as_str())).collect(),
-        generation: plans::accepted(host).map_or(0, |accepted| accepted.generation),
-        unfinished: plans::unfinished(host),
-    }
+        generation,
+        unfinished,
+    })
 }
 
 fn unit_name(step: &Step) -> Option<&str> {
@@ -125,7 +130,7 @@ mod tests {
             steps: vec![file("b", "/b", "x\n"), file("a", "/folder", "x\n"), file("c", "/c", "y\n")],
             artifacts: vec![],
         };
-        let report = check(&host, &request);
+        let report = check(&host, &request).unwrap();
         let summaries: Vec<&str> =
             report.differences.iter().map(|difference| difference.summary.as_str()).collect();
         assert_eq!(summaries.len(), 3);
@@ -152,7 +157,7 @@ mod tests {
             ],
             artifacts: vec![installed, staged, absent.clone()],
         };
-        let report = check(&host, &request);
+        let report = check(&host, &request).unwrap();
         assert_eq!(report.missing_artifacts, [absent]);
         assert_eq!(report.differences.len(), 2);
     }

@@ -27,6 +27,7 @@ const SLACK: usize = 8;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Line {
+    #[serde(deserialize_with = "rackwright_wire::format::version::<_, HASHES_VERSION>")]
     version: u32,
     dev: u64,
     ino: u64,
@@ -154,8 +155,8 @@ fn load(file: &Path) -> Known {
     let text = std::fs::read_to_string(file).unwrap_or_default();
     let known: Known = text
         .lines()
+        // A torn line, or one of another version: that file is hashed once more.
         .filter_map(|line| serde_json::from_str::<Line>(line).ok())
-        .filter(|line| line.version == HASHES_VERSION)
         .map(|line| ((line.dev, line.ino), line))
         .collect();
     if text.lines().count() > SLACK * known.len().max(8) {
@@ -241,7 +242,12 @@ mod tests {
             ctime_ns: 1_700_000_000_000_000_002,
             sha256: "ab".repeat(32),
         };
-        insta::assert_snapshot!(serde_json::to_string(&line).unwrap());
+        let text = serde_json::to_string(&line).unwrap();
+        insta::assert_snapshot!(text);
+        let dir = tempfile::tempdir().unwrap();
+        let memory = dir.path().join("hashes.jsonl");
+        std::fs::write(&memory, format!("{}\n", text.replace("\"version\":1", "\"version\":2"))).unwrap();
+        assert!(load(&memory).is_empty(), "a line of another version is not remembered");
     }
 
     #[test]

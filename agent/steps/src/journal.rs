@@ -1,12 +1,14 @@
 //! The journal of a plan: one JSON line per event, on disk before anything changes.
 //!
 //! A line that was cut off by a crash is dropped at the next start; the step it belongs to is checked
-//! again, so nothing is lost by that. Readers see only whole lines.
+//! again, so nothing is lost by that. Readers see only whole lines. A line of another version is nothing
+//! torn: such a journal is left as it is, and nobody writes to it.
 
 use crate::durable;
 use crate::error::Code;
 use crate::host::{Host, lock};
 use rackwright_wire::event::{EVENT_VERSION, Event, What};
+use rackwright_wire::format::{self, Other};
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -107,7 +109,8 @@ impl Journal {
             .map_err(|error| fail("open", error))?;
         let mut text = String::new();
         file.read_to_string(&mut text).map_err(|error| fail("read", error))?;
-        let (events, length) = whole_lines(&text);
+        let (events, length) =
+            whole_lines(&text).map_err(|other| fail("go on with", io::Error::other(other)))?;
         file.set_len(length)
             .and_then(|()| file.seek(SeekFrom::Start(length)))
             .and_then(|_| file.sync_all())
@@ -176,17 +179,23 @@ pub fn path(host: &Host, plan: &str) -> PathBuf {
 }
 
 /// The events of the whole lines, and how many bytes those are.
-pub fn whole_lines(text: &str) -> (Vec<Event>, u64) {
+///
+/// # Errors
+/// A line is of another version.
+pub fn whole_lines(text: &str) -> Result<(Vec<Event>, u64), Other> {
     let mut events = Vec::new();
     let mut length = 0;
     for line in text.split_inclusive('\n') {
         let Some(event) = line.strip_suffix('\n').and_then(|line| serde_json::from_str(line).ok()) else {
-            break;
+            match format::other(line, EVENT_VERSION) {
+                Some(other) => return Err(other),
+                None => break,
+            }
         };
         events.push(event);
         length += line.len() as u64;
     }
-    (events, length)
+    Ok((events, length))
 }
 
 /// Milliseconds since the epoch, for people.
@@ -217,7 +226,7 @@ mod tests {
             std::fs::write(&path, &whole.as_bytes()[..torn]).unwrap();
             let journal = Journal::open(&host, "p").unwrap();
             journal.write(applied("c")).unwrap();
-            let (events, length) = whole_lines(&std::fs::read_to_string(&path).unwrap());
+            let (events, length) = whole_lines(&std::fs::read_to_string(&path).unwrap()).unwrap();
             assert_eq!(length, std::fs::metadata(&path).unwrap().len(), "no rubbish is left in between");
             let seqs: Vec<u64> = events.iter().map(|event| event.seq).collect();
             assert!(seqs.is_sorted_by(|a, b| a < b), "{seqs:?}");
@@ -227,6 +236,21 @@ mod tests {
                 "a new run, a new range"
             );
         }
+    }
+
+    #[test]
+    fn a_journal_of_a_newer_agent_is_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path(), 0);
+        Journal::open(&host, "p").unwrap().write(applied("a")).unwrap();
+        let path = path(&host, "p");
+        let newer = std::fs::read_to_string(&path).unwrap()
+            + "{\"version\":2,\"seq\":2,\"at_ms\":0,\"what\":{\"what\":\"undone\"}}\n";
+        std::fs::write(&path, &newer).unwrap();
+        let error = Journal::open(&host, "p").unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert_eq!(cause, "version 2, this build reads 1");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), newer);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::durable;
 use crate::host::Host;
 use crate::journal;
 use crate::order::{Order, OrderError};
-use rackwright_wire::plan::{PLAN_VERSION, ServerPlan};
+use rackwright_wire::plan::ServerPlan;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
@@ -21,6 +21,7 @@ const ACCEPTED_VERSION: u32 = 1;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Accepted {
+    #[serde(deserialize_with = "rackwright_wire::format::version::<_, ACCEPTED_VERSION>")]
     version: u32,
     /// Its generation; older ones are refused.
     pub generation: u64,
@@ -31,9 +32,6 @@ pub struct Accepted {
 /// Why a plan is not run; reads after "failed to".
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
-    /// Written by another version of the controller.
-    #[error("read a plan of version {0} (this agent reads {PLAN_VERSION})")]
-    Version(u32),
     /// The id does not belong to the content.
     #[error("verify the plan: its id does not belong to its content")]
     Corrupt,
@@ -80,7 +78,6 @@ impl PlanError {
     /// Stable code.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Version(_) => "plan-version",
             Self::Corrupt | Self::Order(_) => "plan-corrupt",
             Self::WrongMachine { .. } => "wrong-machine",
             Self::Stale { .. } => "stale-plan",
@@ -105,9 +102,6 @@ impl PlanError {
 /// # Errors
 /// Refusals, see [`PlanError::is_refusal`]; or input and output.
 pub fn accept(host: &Host, plan: &ServerPlan) -> Result<(), PlanError> {
-    if plan.version != PLAN_VERSION {
-        return Err(PlanError::Version(plan.version));
-    }
     if plan.compute_id() != plan.id {
         return Err(PlanError::Corrupt);
     }
@@ -122,7 +116,7 @@ pub fn accept(host: &Host, plan: &ServerPlan) -> Result<(), PlanError> {
     {
         return Err(PlanError::Busy(running));
     }
-    if let Some(accepted) = accepted(host)
+    if let Some(accepted) = accepted(host)?
         && accepted.plan != plan.id
         && accepted.generation >= plan.generation
     {
@@ -170,26 +164,40 @@ pub fn load(host: &Host, id: &str) -> Result<ServerPlan, PlanError> {
         }
         read => read.map_err(|error| PlanError::io("read", &file, error))?,
     };
-    let plan: ServerPlan = serde_json::from_slice(&text).map_err(|_corrupt| PlanError::Corrupt)?;
+    let plan: ServerPlan = serde_json::from_slice(&text).map_err(|error| {
+        if error.is_data() { PlanError::io("read", &file, error.into()) } else { PlanError::Corrupt }
+    })?;
     if plan.compute_id() == id { Ok(plan) } else { Err(PlanError::Corrupt) }
 }
 
-/// The newest accepted plan.
-pub fn accepted(host: &Host) -> Option<Accepted> {
-    serde_json::from_slice(&fs::read(host.state("plans/accepted.json")).ok()?).ok()
+/// The newest accepted plan; `None` when there never was one.
+///
+/// # Errors
+/// The note cannot be read, or is of another version: without it an old plan could not be told.
+pub fn accepted(host: &Host) -> Result<Option<Accepted>, PlanError> {
+    let file = host.state("plans/accepted.json");
+    let text = match fs::read(&file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => read.map_err(|error| PlanError::io("read", &file, error))?,
+    };
+    serde_json::from_slice(&text).map(Some).map_err(|error| PlanError::io("read", &file, error.into()))
 }
 
 /// The newest accepted plan, if its journal does not say that it is finished.
-pub fn unfinished(host: &Host) -> Option<String> {
-    let plan = accepted(host)?.plan;
-    if is_finished(host, &plan) { None } else { Some(plan) }
+///
+/// # Errors
+/// As [`accepted`].
+pub fn unfinished(host: &Host) -> Result<Option<String>, PlanError> {
+    let accepted = accepted(host)?.map(|accepted| accepted.plan);
+    Ok(accepted.filter(|plan| !is_finished(host, plan)))
 }
 
 /// Whether the last event of a plan's journal is `Finished`.
 pub fn is_finished(host: &Host, plan: &str) -> bool {
     use rackwright_wire::event::What;
     let text = fs::read_to_string(journal::path(host, plan)).unwrap_or_default();
-    let (events, _) = journal::whole_lines(&text);
+    // A journal of another version is not known to be finished; whoever goes on with it is told why not.
+    let events = journal::whole_lines(&text).map(|(events, _)| events).unwrap_or_default();
     events.last().is_some_and(|event| matches!(event.what, What::Finished { .. }))
 }
 
@@ -256,6 +264,7 @@ fn plan_file(host: &Host, id: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rackwright_wire::plan::PLAN_VERSION;
 
     const MACHINE: &str = "0123456789abcdef0123456789abcdef";
 
@@ -286,10 +295,7 @@ mod tests {
     fn what_must_not_run_is_refused_with_its_code_and_nothing_touched() {
         let (_dir, host) = server();
         let altered = ServerPlan { generation: 9, ..plan(1, MACHINE) };
-        let newer_format = ServerPlan { version: 2, ..plan(1, MACHINE) };
-        for (plan, code) in
-            [(altered, "plan-corrupt"), (newer_format, "plan-version"), (plan(1, "other"), "wrong-machine")]
-        {
+        for (plan, code) in [(altered, "plan-corrupt"), (plan(1, "other"), "wrong-machine")] {
             let error = accept(&host, &plan).unwrap_err();
             assert_eq!((error.code(), error.is_refusal()), (code, true));
             assert!(!host.state("").exists());
@@ -307,10 +313,29 @@ mod tests {
             assert_eq!(accept(&host, &refused).unwrap_err().code(), "stale-plan");
         }
         accept(&host, &plan(6, MACHINE)).unwrap();
-        assert_eq!(accepted(&host).unwrap().generation, 6);
-        assert_eq!(unfinished(&host), Some(plan(6, MACHINE).id));
+        assert_eq!(accepted(&host).unwrap().unwrap().generation, 6);
+        assert_eq!(unfinished(&host).unwrap(), Some(plan(6, MACHINE).id));
         assert_eq!(load(&host, &plan(6, MACHINE).id).unwrap(), plan(6, MACHINE));
         assert_eq!(load(&host, &plan(5, MACHINE).id).unwrap_err().code(), "plan-unknown");
+    }
+
+    #[test]
+    fn the_note_reads_like_this() {
+        let note = Accepted { version: ACCEPTED_VERSION, generation: 5, plan: "ab".repeat(32) };
+        insta::assert_snapshot!(serde_json::to_string(&note).unwrap());
+    }
+
+    #[test]
+    fn the_note_of_a_newer_agent_is_no_missing_note() {
+        let (_dir, host) = server();
+        accept(&host, &plan(5, MACHINE)).unwrap();
+        let note = host.state("plans/accepted.json");
+        let text = fs::read_to_string(&note).unwrap();
+        fs::write(&note, text.replace("\"version\":1", "\"version\":2,\"new\":1")).unwrap();
+        let error = accept(&host, &plan(4, MACHINE)).unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.starts_with("version 2, this build reads 1"), "{cause}");
+        assert!(accepted(&host).is_err() && unfinished(&host).is_err());
     }
 
     #[test]

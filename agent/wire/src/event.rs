@@ -11,6 +11,7 @@ pub const EVENT_VERSION: u32 = 1;
 #[serde(deny_unknown_fields)]
 pub struct Event {
     /// [`EVENT_VERSION`] of the writer.
+    #[serde(deserialize_with = "crate::format::version::<_, EVENT_VERSION>")]
     pub version: u32,
     /// Rises within one plan's journal, from 1; a resumed apply goes on at the next million.
     pub seq: u64,
@@ -102,6 +103,7 @@ pub enum Ask {
 #[serde(deny_unknown_fields)]
 pub struct Answer {
     /// [`EVENT_VERSION`] of the writer.
+    #[serde(deserialize_with = "crate::format::version::<_, EVENT_VERSION>")]
     pub version: u32,
     /// The step that asked.
     pub step: String,

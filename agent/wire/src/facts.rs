@@ -13,6 +13,7 @@ pub const FACTS_VERSION: u32 = 1;
 #[serde(deny_unknown_fields)]
 pub struct Facts {
     /// [`FACTS_VERSION`] of the writer.
+    #[serde(deserialize_with = "crate::format::version::<_, FACTS_VERSION>")]
     pub version: u32,
     /// Who this server is; an address is never an identity.
     pub identity: Identity,

@@ -9,8 +9,10 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The version of [`Manifest`] that this build writes.
+/// The version of [`Manifest`], [`Wanted`] and [`Held`] that this build writes.
 pub const MANIFEST_VERSION: u32 = 1;
+/// The version of [`SignedManifest`] that this build writes.
+pub const SIGNED_VERSION: u32 = 1;
 /// Chunk size in bytes: 16 MiB, an aligned BLAKE3 subtree (anchors: chunk <= 1 % of a large file).
 pub const CHUNK_BYTES: u64 = 16 * 1024 * 1024;
 
@@ -19,6 +21,7 @@ pub const CHUNK_BYTES: u64 = 16 * 1024 * 1024;
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// [`MANIFEST_VERSION`] of the writer.
+    #[serde(deserialize_with = "crate::format::version::<_, MANIFEST_VERSION>")]
     pub version: u32,
     /// Dataset name: a DNS label.
     pub dataset: String,
@@ -178,6 +181,9 @@ pub enum ManifestError {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SignedManifest {
+    /// [`SIGNED_VERSION`] of the writer.
+    #[serde(deserialize_with = "crate::format::version::<_, SIGNED_VERSION>")]
+    pub version: u32,
     /// The manifest's JSON exactly as signed.
     pub manifest: String,
     /// Ed25519 signature over those bytes, base64.
@@ -196,7 +202,7 @@ impl SignedManifest {
         }
         let manifest = serde_json::to_string(manifest).map_err(ManifestError::Json)?;
         let signature = STANDARD.encode(key.sign(manifest.as_bytes()));
-        Ok(Self { manifest, signature })
+        Ok(Self { version: SIGNED_VERSION, manifest, signature })
     }
 
     /// Verifies the signature with an Ed25519 public key (32 bytes), then reads and checks the content.
@@ -219,6 +225,7 @@ impl SignedManifest {
 #[serde(deny_unknown_fields)]
 pub struct Wanted {
     /// [`MANIFEST_VERSION`] of the writer.
+    #[serde(deserialize_with = "crate::format::version::<_, MANIFEST_VERSION>")]
     pub version: u32,
     /// Counts up with every change of any wanted set; an agent refuses an older one.
     pub generation: u64,
@@ -244,6 +251,7 @@ pub struct Peer {
 #[serde(deny_unknown_fields)]
 pub struct Held {
     /// [`MANIFEST_VERSION`] of the writer.
+    #[serde(deserialize_with = "crate::format::version::<_, MANIFEST_VERSION>")]
     pub version: u32,
     /// Server name.
     pub server: String,

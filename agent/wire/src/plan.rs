@@ -11,6 +11,7 @@ pub const PLAN_VERSION: u32 = 1;
 #[serde(deny_unknown_fields)]
 pub struct ServerPlan {
     /// [`PLAN_VERSION`] of the writer.
+    #[serde(deserialize_with = "crate::format::version::<_, PLAN_VERSION>")]
     pub version: u32,
     /// BLAKE3 (hex) over server, generation, facts digest and steps.
     pub id: String,
@@ -47,6 +48,7 @@ impl ServerPlan {
 #[serde(deny_unknown_fields)]
 pub struct CheckRequest {
     /// [`PLAN_VERSION`] of the writer.
+    #[serde(deserialize_with = "crate::format::version::<_, PLAN_VERSION>")]
     pub version: u32,
     /// The steps to compare with the server.
     pub steps: Vec<Step>,
@@ -59,6 +61,7 @@ pub struct CheckRequest {
 #[serde(deny_unknown_fields)]
 pub struct CheckReport {
     /// [`PLAN_VERSION`] of the writer.
+    #[serde(deserialize_with = "crate::format::version::<_, PLAN_VERSION>")]
     pub version: u32,
     /// What differs, in step order.
     pub differences: Vec<Difference>,

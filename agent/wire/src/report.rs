@@ -10,6 +10,7 @@ pub const REPORT_VERSION: u32 = 1;
 #[serde(deny_unknown_fields)]
 pub struct NodeReport {
     /// [`REPORT_VERSION`] of the writer.
+    #[serde(deserialize_with = "crate::format::version::<_, REPORT_VERSION>")]
     pub version: u32,
     /// Server name.
     pub server: String,

@@ -6,7 +6,7 @@
 use crate::manifest::File;
 use serde::{Deserialize, Serialize};
 
-/// The version of [`SealedSet`] that this build writes.
+/// The version of [`SealedSet`] and [`SetList`] that this build writes.
 pub const SEALED_VERSION: u32 = 1;
 
 /// A sealed result set or checkpoint.
@@ -14,6 +14,7 @@ pub const SEALED_VERSION: u32 = 1;
 #[serde(deny_unknown_fields)]
 pub struct SealedSet {
     /// [`SEALED_VERSION`] of the writer.
+    #[serde(deserialize_with = "crate::format::version::<_, SEALED_VERSION>")]
     pub version: u32,
     /// What it is.
     pub kind: SetKind,
@@ -33,6 +34,17 @@ pub struct SealedSet {
     pub node: String,
     /// Files in path order.
     pub files: Vec<File>,
+}
+
+/// What `GET /v1/sets` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetList {
+    /// [`SEALED_VERSION`] of the writer.
+    #[serde(deserialize_with = "crate::format::version::<_, SEALED_VERSION>")]
+    pub version: u32,
+    /// Sets that match, in the order of job, task, attempt, step.
+    pub sets: Vec<SealedSet>,
 }
 
 /// Results or checkpoint.

@@ -14,6 +14,7 @@ pub const SOURCE_VERSION: u32 = 1;
 #[serde(deny_unknown_fields)]
 pub struct SourceRequest {
     /// [`SOURCE_VERSION`] of the writer.
+    #[serde(deserialize_with = "crate::format::version::<_, SOURCE_VERSION>")]
     pub version: u32,
     /// Dataset name.
     pub dataset: String,
@@ -63,6 +64,7 @@ impl SourceSpec {
 #[serde(deny_unknown_fields)]
 pub struct SourceFacts {
     /// [`SOURCE_VERSION`] of the writer.
+    #[serde(deserialize_with = "crate::format::version::<_, SOURCE_VERSION>")]
     pub version: u32,
     /// Dataset name.
     pub dataset: String,
@@ -87,6 +89,7 @@ pub struct SourceFacts {
 #[serde(deny_unknown_fields)]
 pub struct Exported {
     /// [`SOURCE_VERSION`] of the writer.
+    #[serde(deserialize_with = "crate::format::version::<_, SOURCE_VERSION>")]
     pub version: u32,
     /// Dataset name.
     pub dataset: String,
@@ -112,6 +115,7 @@ pub struct Exported {
 #[serde(deny_unknown_fields)]
 pub struct ScrubReport {
     /// [`SOURCE_VERSION`] of the writer.
+    #[serde(deserialize_with = "crate::format::version::<_, SOURCE_VERSION>")]
     pub version: u32,
     /// Server name.
     pub server: String,

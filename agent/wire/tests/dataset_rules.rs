@@ -9,11 +9,11 @@ use rackwright_wire::source::{
     Damage, Exported, SOURCE_VERSION, ScrubReport, SourceFacts, SourceRequest, SourceSpec,
 };
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
-use std::fmt::Debug;
-use std::path::PathBuf;
+
+#[path = "support/recorded.rs"]
+mod recorded;
+use recorded::golden;
 
 fn hash(digit: char) -> String {
     digit.to_string().repeat(64)
@@ -87,19 +87,6 @@ fn only_the_key_that_signed_opens_and_only_the_signed_bytes() {
     assert!(matches!(SignedManifest::sign(&hostile, &key), Err(ManifestError::Content(_))));
 }
 
-/// Compares with the recorded file; `make golden` records anew.
-fn golden<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, value: &T) {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden").join(name);
-    let mut text = serde_json::to_string_pretty(value).unwrap();
-    text.push('\n');
-    if std::env::var("INSTA_UPDATE").as_deref() == Ok("always") {
-        std::fs::write(&path, &text).unwrap();
-    }
-    let recorded = std::fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(text, recorded, "{name}: the format changed; see the module's text");
-    assert_eq!(&serde_json::from_str::<T>(&recorded).unwrap(), value, "{name}: does not read back");
-}
-
 #[test]
 fn source_formats_are_as_recorded() {
     let spec = SourceSpec::Clickhouse {
@@ -109,12 +96,12 @@ fn source_formats_are_as_recorded() {
     };
     let dataset = "packages".to_owned();
     golden(
-        "source-request-table-v1.json",
+        "source-request-table-v1",
         &SourceRequest { version: SOURCE_VERSION, dataset: dataset.clone(), spec },
     );
     let spec = SourceSpec::S3 { bucket: "apt-indexes".to_owned(), prefix: "main/".to_owned() };
     golden(
-        "source-request-bucket-v1.json",
+        "source-request-bucket-v1",
         &SourceRequest { version: SOURCE_VERSION, dataset: dataset.clone(), spec },
     );
     let left_out = vec!["description String".to_owned()];
@@ -128,7 +115,7 @@ fn source_formats_are_as_recorded() {
         software: "ClickHouse 18.16.1".to_owned(),
         left_out: left_out.clone(),
     };
-    golden("source-facts-v1.json", &facts);
+    golden("source-facts-v1", &facts);
     let Manifest { files, columns, rows, .. } = table(5);
     let exported = Exported {
         version: SOURCE_VERSION,
@@ -140,7 +127,7 @@ fn source_formats_are_as_recorded() {
         read_bytes: 40,
         left_out,
     };
-    golden("exported-v1.json", &exported);
+    golden("exported-v1", &exported);
     let damage = Damage {
         blake3: hash('a'),
         chunks: vec![3],
@@ -156,5 +143,5 @@ fn source_formats_are_as_recorded() {
         bytes: 40,
         damaged: vec![damage],
     };
-    golden("scrub-report-v1.json", &report);
+    golden("scrub-report-v1", &report);
 }

@@ -3,33 +3,33 @@
 //! Regenerate with `make golden`, then raise the format's version if an old reader would misread it.
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
+use rackwright_wire::complaint::{COMPLAINT_VERSION, Complaint};
 use rackwright_wire::event::{Answer, Ask, EVENT_VERSION, Event, Reply, What};
 use rackwright_wire::facts::{Cpu, Disk, FACTS_VERSION, Facts, Gpu, Identity, Memory, Nic, Os};
 use rackwright_wire::manifest::{
-    Column, File, Held, HeldVersion, MANIFEST_VERSION, Manifest, Peer, SignedManifest, Source, Wanted,
+    Column, File, Held, HeldVersion, MANIFEST_VERSION, Manifest, Peer, SIGNED_VERSION, SignedManifest,
+    Source, Wanted,
 };
 use rackwright_wire::plan::{CheckReport, CheckRequest, PLAN_VERSION, ServerPlan};
 use rackwright_wire::report::{DiskReport, NodeReport, REPORT_VERSION};
-use rackwright_wire::sealed::{SEALED_VERSION, SealedSet, SetKind};
+use rackwright_wire::sealed::{SEALED_VERSION, SealedSet, SetKind, SetList};
 use rackwright_wire::step::{CertificateStep, Difference, KeyAlgorithm, Step, StepKind, WaitState};
 use rackwright_wire::volume::VolumeRequest;
+use std::collections::BTreeMap;
+
+#[path = "support/recorded.rs"]
+mod recorded;
+use recorded::golden;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::path::Path;
 
-/// Writes as golden says, and reads back what it wrote.
-fn golden<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, value: &T) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(format!("{name}.json"));
-    let mut text = serde_json::to_string_pretty(value).unwrap();
-    text.push('\n');
-    if std::env::var("INSTA_UPDATE").as_deref() == Ok("always") {
-        std::fs::write(&path, &text).unwrap();
+/// Texts that go one a line.
+fn golden_lines<T: Serialize + DeserializeOwned + PartialEq + Debug + Clone>(name: &str, values: &[T]) {
+    recorded::same(name, &values.to_vec());
+    for value in values {
+        recorded::refused_when_newer(name, value);
     }
-    let want = std::fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(text, want, "{name}: the format changed; see the module's text");
-    assert_eq!(&serde_json::from_str::<T>(&want).unwrap(), value, "{name}: does not read back");
 }
 
 fn s(text: &str) -> String {
@@ -209,7 +209,7 @@ fn event_formats_are_as_recorded() {
     let events: Vec<_> = lines
         .map(|(what, seq)| Event { version: EVENT_VERSION, seq, at_ms: 1_795_000_000_000, what })
         .collect();
-    golden("events-v1", &events);
+    golden_lines("events-v1", &events);
     let replies = [
         Reply::Certificate { cert: s("C"), ca: s("CA") },
         Reply::Reached,
@@ -218,14 +218,22 @@ fn event_formats_are_as_recorded() {
     ];
     let answers: Vec<_> =
         replies.into_iter().map(|reply| Answer { version: EVENT_VERSION, step: s("a"), reply }).collect();
-    golden("answers-v1", &answers);
+    golden_lines("answers-v1", &answers);
+    let complaint = Complaint {
+        version: COMPLAINT_VERSION,
+        code: s("disk-full"),
+        error: s("write /etc/x: no space left on device"),
+        evidence: s("log"),
+    };
+    golden("complaint-v1", &complaint);
 }
 
 #[test]
 fn data_formats_are_as_recorded() {
     golden("manifest-v1", &manifest());
     let peer = Peer { server: s("data1"), address: s("10.77.0.12:7446") };
-    let signed = SignedManifest { manifest: s("{}"), signature: s("c2ln") };
+    let signed = SignedManifest { version: SIGNED_VERSION, manifest: s("{}"), signature: s("c2ln") };
+    golden("signed-manifest-v1", &signed);
     let datasets = BTreeMap::from([(s("apt"), vec![signed])]);
     golden("wanted-v1", &Wanted { version: MANIFEST_VERSION, generation: 9, datasets, peers: vec![peer] });
     let version = HeldVersion {
@@ -260,6 +268,7 @@ fn data_formats_are_as_recorded() {
         files: manifest().files,
     };
     golden("sealed-v1", &set);
+    golden("sets-v1", &SetList { version: SEALED_VERSION, sets: vec![set] });
 }
 
 #[test]
@@ -290,8 +299,12 @@ fn node_formats_are_as_recorded() {
         attempt: s("2"),
         resume: s("checkpoint-j1-0-1-40"),
     };
-    golden("volume-work-v1", &work);
-    golden("volume-dataset-v1", &VolumeRequest::Dataset { dataset: s("apt"), version: s("dd") });
+    let dataset = VolumeRequest::Dataset { dataset: s("apt"), version: s("dd") };
+    for (name, request) in [("volume-work-v1", work), ("volume-dataset-v1", dataset)] {
+        let attributes = request.to_attributes();
+        recorded::same(name, &attributes);
+        assert_eq!(VolumeRequest::from_attributes(&attributes).unwrap(), request);
+    }
 }
 
 #[test]
@@ -300,6 +313,9 @@ fn volume_attributes_survive_the_kubelets_additions() {
     let mut attributes = asked.to_attributes();
     attributes.insert(s("csi.storage.k8s.io/pod.name"), s("p"));
     assert_eq!(VolumeRequest::from_attributes(&attributes).unwrap(), asked);
+    let newer = attributes.clone().into_iter().chain([(s("format"), s("2")), (s("new"), s("1"))]);
+    let error = VolumeRequest::from_attributes(&newer.collect::<BTreeMap<_, _>>()).unwrap_err().to_string();
+    assert_eq!(error, "attributes have version \"2\", this build reads 1");
     attributes.insert(s("path"), s("/etc"));
     assert!(VolumeRequest::from_attributes(&attributes).is_err());
 }

@@ -9,6 +9,7 @@
 use crate::error::{Doing as _, Error};
 use crate::hash;
 use crate::resolved::{Record, Resolved};
+use rackwright_wire::format::Other;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, Permissions};
 use std::io::{ErrorKind, Write as _};
@@ -215,15 +216,78 @@ impl Cache {
 
 /// Parses an index, the cache's or a bundle's.
 pub(crate) fn parse_index(text: &str, path: &Path) -> Result<Index, Error> {
-    let index: Index = toml::from_str(text)
-        .map_err(|source| Error::Index { path: path.to_owned(), source: Box::new(source) })?;
-    if index.version == INDEX_VERSION {
-        Ok(index)
-    } else {
-        Err(Error::IndexVersion { path: path.to_owned(), version: index.version })
+    #[derive(Deserialize)]
+    struct Head {
+        version: u32,
     }
+    let damaged = |source| Error::Index { path: path.to_owned(), source: Box::new(source) };
+    // First: tables have no order, and another version may hold keys that are unknown here.
+    let found = toml::from_str::<Head>(text).map_err(damaged)?.version;
+    if found != INDEX_VERSION {
+        let other = Other { found, reads: INDEX_VERSION };
+        return Err(Error::IndexVersion { path: path.to_owned(), other });
+    }
+    toml::from_str(text).map_err(damaged)
 }
 
 fn mtime_ns(meta: &fs::Metadata) -> i64 {
     meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resolved::Source;
+
+    fn record(name: &str, source: Source) -> Record {
+        Record {
+            name: name.to_owned(),
+            version: "1.2.3".to_owned(),
+            inputs: "aa".repeat(32),
+            sha256: "bb".repeat(32),
+            size_bytes: 7,
+            hashed_mtime_ns: 1_795_000_000_000_000_000,
+            bundled: false,
+            reference: None,
+            source,
+        }
+    }
+
+    fn records() -> Vec<Record> {
+        let s = str::to_owned;
+        let official =
+            Source::Official { url: s("https://example.org/etcd.tar.gz"), sha256: "cc".repeat(32) };
+        let module = Source::Module {
+            module: s("k8s.io/kubernetes"),
+            version: s("v1.36.3"),
+            package: s("k8s.io/kubernetes/cmd/kubelet"),
+            ldflags: s("-s -w"),
+            go: s("go1.26.8"),
+            go_sum_sha256: "dd".repeat(32),
+            reproduced: true,
+        };
+        let debian = Source::Debian { package: s("runc"), version: s("1.1.5"), sha256: "ee".repeat(32) };
+        let image = Source::Image { layer_sha256: "ff".repeat(32), contents: vec![s("busybox 1.35")] };
+        let pause = Record {
+            bundled: true,
+            reference: Some(s("docker.io/rackwright/pause:1")),
+            ..record("pause", image)
+        };
+        vec![record("etcd", official), record("kubelet", module), record("runc", debian), pause]
+    }
+
+    #[test]
+    fn the_index_reads_like_this_and_a_newer_one_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::open(folder.path()).unwrap();
+        cache.write_index(&Index { version: INDEX_VERSION, resolved: records() }).unwrap();
+        assert_eq!(cache.index().unwrap().resolved, records());
+        let path = folder.path().join("index.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        insta::assert_snapshot!(text);
+        fs::write(&path, format!("added = 1\n{}", text.replace("version = 1\n", "version = 2\n"))).unwrap();
+        let refused = cache.lookup("etcd", "x").unwrap_err();
+        let cause = std::error::Error::source(&refused).unwrap().to_string();
+        assert_eq!(cause, "version 2, this build reads 1");
+    }
 }

@@ -1,6 +1,7 @@
 //! What can go wrong while artifacts are had; texts read after "failed to".
 
 use crate::findings::Findings;
+use rackwright_wire::format::Other;
 use std::io;
 use std::path::PathBuf;
 
@@ -42,12 +43,13 @@ pub enum Error {
         source: Box<toml::de::Error>,
     },
     /// The index's version is not ours.
-    #[error("read the artifact index {}: it has version {version}", path.display())]
+    #[error("read the artifact index {}", path.display())]
     IndexVersion {
         /// The index.
         path: PathBuf,
         /// Its version.
-        version: u32,
+        #[source]
+        other: Other,
     },
     /// The offline bundle cannot be used.
     #[error("read the artifact bundle {}: {problem}", path.display())]

@@ -2,6 +2,7 @@
 
 use crate::hash;
 use crate::lock::{Image, LOCK_VERSION, ModuleSet, RawArtifact, RawLock};
+use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::fmt;
 use toml::Spanned;
@@ -38,6 +39,22 @@ pub(crate) fn check(text: &str, raw: &RawLock) -> Result<(), Findings> {
     let mut check = Check { text, findings: Vec::new() };
     check.run(raw);
     if check.findings.is_empty() { Ok(()) } else { Err(Findings(check.findings)) }
+}
+
+/// The finding for a lockfile of another version, whose grammar may be another too.
+pub(crate) fn other_version(text: &str) -> Option<Finding> {
+    #[derive(Deserialize)]
+    struct Head {
+        version: Spanned<u32>,
+    }
+    let version = toml::from_str::<Head>(text).ok()?.version;
+    let hint = format!("this build reads version {LOCK_VERSION}");
+    let line = line_at(text, version.span().start);
+    (*version.get_ref() != LOCK_VERSION).then(|| Finding {
+        line,
+        text: format!("lock version {}", version.get_ref()),
+        hint,
+    })
 }
 
 /// Collects what is wrong beyond the grammar.

@@ -171,6 +171,9 @@ impl Lock {
     /// Everything that is wrong, each with its line.
     pub fn parse(text: &str) -> Result<Self, Findings> {
         let raw: RawLock = toml::from_str(text).map_err(|error| {
+            if let Some(other) = findings::other_version(text) {
+                return Findings(vec![other]);
+            }
             let offset = error.span().map_or(0, |span| span.start);
             let hint = "the keys are those of the other entries; nothing was read".to_owned();
             Findings(vec![Finding { line: line_at(text, offset), text: error.message().to_owned(), hint }])
@@ -266,6 +269,13 @@ ldflags = ""
         let findings = Lock::parse(text).unwrap_err();
         let lines: Vec<usize> = findings.0.iter().map(|finding| finding.line).collect();
         assert_eq!(lines, [1, 3, 5, 9, 12, 12, 16, 19], "{findings}");
+    }
+
+    #[test]
+    fn of_a_newer_lock_its_version_is_all_that_is_said() {
+        let text = "version = 2\n[go]\ntoolchain = \"go1.26.8\"\ncolour = 1\n";
+        let findings = Lock::parse(text).unwrap_err().to_string();
+        assert_eq!(findings, "\n  line 1: lock version 2 (help: this build reads version 1)");
     }
 
     #[test]

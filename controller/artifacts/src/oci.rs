@@ -119,6 +119,9 @@ mod tests {
                 assert_eq!(hash::hex_of(body), sha256);
             }
         }
+        let small = files.iter().filter(|(_, body)| body.starts_with(b"{"));
+        let text = small.map(|(name, body)| format!("{name}\n{}\n", String::from_utf8_lossy(body)));
+        insta::assert_snapshot!(text.collect::<String>());
         let index: Value = serde_json::from_slice(&files["index.json"]).unwrap();
         let manifest = index["manifests"][0]["digest"].as_str().unwrap().replace("sha256:", "blobs/sha256/");
         let manifest: Value = serde_json::from_slice(&files[&manifest]).unwrap();

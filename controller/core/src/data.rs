@@ -335,7 +335,7 @@ mod tests {
             spec: SourceSpec::S3 { bucket: "b".into(), prefix: String::new() },
             role: "ml".into(),
         };
-        let signed = SignedManifest { manifest: "{}".into(), signature: String::new() };
+        let signed = SignedManifest { version: 1, manifest: "{}".into(), signature: String::new() };
         let published = BTreeMap::from([("p".to_owned(), vec![signed])]);
         let all = wanted(7, &[dataset], &published, &places, &places[0]);
         assert_eq!(names(&all["ml2"].peers), ["data1", "ml4", "ml1", "ml3"]);
@@ -355,7 +355,7 @@ mod tests {
         ];
         let places =
             [place("data1", "r", "data"), place("ml1", "r", "ml"), place("results1", "r", "results")];
-        let signed = SignedManifest { manifest: "{}".into(), signature: String::new() };
+        let signed = SignedManifest { version: 1, manifest: "{}".into(), signature: String::new() };
         let published =
             BTreeMap::from([("a".to_owned(), vec![signed.clone()]), ("b".to_owned(), vec![signed])]);
         let all = wanted(1, &datasets, &published, &places, &places[0]);

@@ -29,6 +29,7 @@ pub const JOB_VERSION: u32 = 1;
 #[serde(deny_unknown_fields)]
 pub struct JobRecord {
     /// [`JOB_VERSION`] of the writer.
+    #[serde(deserialize_with = "rackwright_wire::format::version::<_, JOB_VERSION>")]
     pub version: u32,
     /// Given by the store; rising, so it is also the order of submission.
     pub id: JobId,

@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 #[serde(deny_unknown_fields)]
 pub struct Plan {
     /// [`PLAN_VERSION`] of the writer.
+    #[serde(deserialize_with = "rackwright_wire::format::version::<_, PLAN_VERSION>")]
     pub version: u32,
     /// BLAKE3 (hex) over cluster, generation, servers and absent servers.
     pub id: String,

@@ -64,18 +64,11 @@ pub struct Sched {
 #[serde(deny_unknown_fields)]
 pub struct Snapshot {
     /// [`SNAPSHOT_VERSION`] of the writer.
+    #[serde(deserialize_with = "rackwright_wire::format::version::<_, SNAPSHOT_VERSION>")]
     pub version: u32,
     /// The latest time that it knows.
     pub clock_ms: u64,
     state: State,
-}
-
-/// A snapshot that this build cannot read.
-#[derive(Debug, thiserror::Error)]
-#[error("snapshot has version {found}, this build reads {SNAPSHOT_VERSION}")]
-pub struct SnapshotError {
-    /// Its version.
-    pub found: u32,
 }
 
 impl Sched {
@@ -98,13 +91,7 @@ impl Sched {
     }
 
     /// A scheduler with a snapshot's state. All of its jobs count as changed.
-    ///
-    /// # Errors
-    /// The snapshot has another version.
-    pub fn restore(config: Config, snapshot: Snapshot) -> Result<Self, SnapshotError> {
-        if snapshot.version != SNAPSHOT_VERSION {
-            return Err(SnapshotError { found: snapshot.version });
-        }
+    pub fn restore(config: Config, snapshot: Snapshot) -> Self {
         let changed = snapshot.state.jobs.keys().map(|job| (*job, None)).collect();
         let mut sched = Self {
             config,
@@ -116,7 +103,7 @@ impl Sched {
             changed,
         };
         sched.index = sched.rebuilt_index();
-        Ok(sched)
+        sched
     }
 
     /// Says from when on the cluster has been seen without a gap, `None` while it is not. A node that was

@@ -14,23 +14,10 @@ use rackwright_wire::id::{
     AttemptNo, DatasetName, DatasetVersion, JobId, NodeName, Owner, PodKey, PodUid, TaskIndex, Team,
 };
 use rackwright_wire::units::{Bytes, MilliCpu, MilliGpu};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use std::fmt::Debug;
-use std::path::Path;
 
-/// Writes as golden says, and reads back what it wrote.
-fn golden<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, value: &T) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(format!("{name}.json"));
-    let mut text = serde_json::to_string_pretty(value).unwrap();
-    text.push('\n');
-    if std::env::var("INSTA_UPDATE").as_deref() == Ok("always") {
-        std::fs::write(&path, &text).unwrap();
-    }
-    let want = std::fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(text, want, "{name}: the format changed; see the module's text");
-    assert_eq!(&serde_json::from_str::<T>(&want).unwrap(), value, "{name}: does not read back");
-}
+#[path = "../../../agent/wire/tests/support/recorded.rs"]
+mod recorded;
+use recorded::golden;
 
 const NOW: u64 = 1_790_000_000_000;
 
@@ -159,7 +146,10 @@ fn events() -> Vec<Event> {
 
 #[test]
 fn every_event_is_written_as_recorded() {
-    golden("log-v1", &events());
+    recorded::same("log-v1", &events());
+    for event in events() {
+        recorded::refused_when_newer("log-v1", &event);
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Why something about the lab failed. Texts read after "failed to"; causes stand in `source()`.
 
+use rackwright_wire::format::Other;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -55,6 +56,15 @@ pub enum LabError {
         /// Why.
         #[source]
         cause: serde_json::Error,
+    },
+    /// Another version of this program wrote the record: only that one knows what to do with it.
+    #[error("read the record {}", path.display())]
+    RecordVersion {
+        /// The record.
+        path: PathBuf,
+        /// Its version.
+        #[source]
+        other: Other,
     },
     /// Another process is changing the same lab.
     #[error("get hold of {} within {waited_s} s: another rackwright is at work on it", path.display())]

@@ -2,10 +2,12 @@
 //!
 //! One JSON object a line, only ever appended. A line that a crash cut short is the last one and names nothing
 //! made, because making waits for the sync. Taking the lab down needs this record and nothing else; a thing
-//! that was never made, or that a reboot took, is simply not there to be removed.
+//! that was never made, or that a reboot took, is simply not there to be removed. The first line carries the
+//! version; nothing is removed by a record of another one.
 
 use crate::error::{LabError, file_error};
 use crate::spec::{LabSpec, Rate};
+use rackwright_wire::format;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -83,6 +85,7 @@ pub enum Entry {
     /// The first line.
     Opened {
         /// The format.
+        #[serde(deserialize_with = "format::version::<_, VERSION>")]
         version: u32,
         /// Which boot of the machine.
         boot: String,
@@ -139,8 +142,11 @@ impl Record {
     /// Adds up a record's lines.
     ///
     /// # Errors
-    /// [`LabError::Record`] for a broken line that is not the last.
+    /// [`LabError::RecordVersion`]; [`LabError::Record`] for a broken line that is not the last.
     pub fn replay(path: &Path, text: &str) -> Result<Self, LabError> {
+        if let Some(other) = text.lines().next().and_then(|first| format::other(first, VERSION)) {
+            return Err(LabError::RecordVersion { path: path.to_owned(), other });
+        }
         let mut record = Self::default();
         let mut lines = text.lines().enumerate().peekable();
         while let Some((index, line)) = lines.next() {
@@ -249,7 +255,7 @@ impl Journal {
 /// Reads a lab's record, if there is one.
 ///
 /// # Errors
-/// [`LabError::File`], [`LabError::Record`].
+/// [`LabError::File`], [`LabError::Record`], [`LabError::RecordVersion`].
 pub fn read(path: &Path) -> Result<Option<Record>, LabError> {
     match std::fs::read_to_string(path) {
         Ok(text) => Record::replay(path, &text).map(Some),
@@ -345,6 +351,15 @@ mod tests {
         let broken = text(&entries()).replacen("\"making\"", "\"baking\"", 1);
         let error = replay(&broken).unwrap_err();
         assert_eq!(error.to_string(), "read line 2 of the record record.jsonl");
+    }
+
+    #[test]
+    fn a_record_of_a_newer_build_is_refused_with_its_version() {
+        let newer = text(&entries()).replacen("\"version\":1", "\"version\":2,\"added\":1", 1);
+        let error = replay(&newer).unwrap_err();
+        assert_eq!(error.to_string(), "read the record record.jsonl");
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert_eq!(cause, "version 2, this build reads 1");
     }
 
     #[test]

@@ -85,7 +85,9 @@ pub(crate) fn read(key: &str) -> Option<String> {
 
 /// What was set for all labs of this machine together.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct MachineRecord {
+    #[serde(deserialize_with = "rackwright_wire::format::version::<_, VERSION>")]
     version: u32,
     boot: String,
     settings: Vec<Change>,
@@ -94,13 +96,13 @@ struct MachineRecord {
 /// Sets what differs, after recording what it was.
 ///
 /// # Errors
-/// [`LabError::File`].
+/// [`LabError::File`], [`LabError::Record`].
 pub(crate) fn apply(record_path: &Path, boot: &str) -> Result<Vec<Change>, LabError> {
     let changes = differing(read);
     if changes.is_empty() {
         return Ok(changes);
     }
-    let known = load(record_path).filter(|record| record.boot == boot).map(|record| record.settings);
+    let known = load(record_path)?.filter(|record| record.boot == boot).map(|record| record.settings);
     let settings = merged(known.unwrap_or_default(), &changes);
     save(record_path, &MachineRecord { version: VERSION, boot: boot.to_owned(), settings })?;
     for change in &changes {
@@ -112,9 +114,9 @@ pub(crate) fn apply(record_path: &Path, boot: &str) -> Result<Vec<Change>, LabEr
 /// Puts back what the labs set and nobody has changed since, and forgets it.
 ///
 /// # Errors
-/// [`LabError::File`].
+/// [`LabError::File`], [`LabError::Record`].
 pub(crate) fn restore(record_path: &Path, boot: &str) -> Result<(), LabError> {
-    if let Some(record) = load(record_path) {
+    if let Some(record) = load(record_path)? {
         for change in to_restore(&record, boot, read) {
             write(&change.key, &change.was)?;
         }
@@ -149,8 +151,14 @@ fn to_restore<'a>(
     record.settings.iter().filter(|change| read(&change.key).as_ref() == Some(&change.becomes)).collect()
 }
 
-fn load(path: &Path) -> Option<MachineRecord> {
-    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+/// What cannot be read is no missing record: forgetting it would leave the machine changed for good.
+fn load(path: &Path) -> Result<Option<MachineRecord>, LabError> {
+    let text = match std::fs::read(path) {
+        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        read => read.map_err(file_error("read", path))?,
+    };
+    let broken = |cause| LabError::Record { path: path.to_owned(), line: 1, cause };
+    serde_json::from_slice(&text).map(Some).map_err(broken)
 }
 
 /// Replaces the record whole: written beside it, synced, renamed over it.
@@ -236,7 +244,20 @@ mod tests {
         let settings = vec![change("kernel.panic", "0", "10")];
         let record = MachineRecord { version: VERSION, boot: "b1".to_owned(), settings };
         save(&path, &record).unwrap();
-        assert_eq!(load(&path), Some(record));
+        assert_eq!(load(&path).unwrap(), Some(record));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        insta::assert_snapshot!(std::fs::read_to_string(&path).unwrap());
+    }
+
+    #[test]
+    fn a_record_of_a_newer_build_is_neither_used_nor_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("machine.json");
+        let newer = r#"{"version": 2, "boot": "b1", "added": 1, "settings": []}"#;
+        std::fs::write(&path, newer).unwrap();
+        let error = restore(&path, "b1").unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.starts_with("version 2, this build reads 1"), "{cause}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), newer);
     }
 }

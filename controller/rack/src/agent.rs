@@ -6,9 +6,9 @@
 use crate::process::{Process, ProcessInput};
 use crate::session::{Output, Session, SessionError};
 use bytes::Bytes;
+use rackwright_wire::complaint::Complaint;
 use rackwright_wire::facts::Facts;
 use rackwright_wire::plan::{CheckReport, CheckRequest, ServerPlan};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 use std::path::{Path, PathBuf};
@@ -108,13 +108,6 @@ impl AgentError {
     }
 }
 
-/// The agent's last words on standard error.
-#[derive(Debug, Deserialize)]
-struct Complaint {
-    code: String,
-    error: String,
-}
-
 /// The agent of one server.
 #[derive(Clone)]
 pub struct Agent {
@@ -200,7 +193,7 @@ impl Agent {
     pub fn complaint(&self, what: &str, output: &Output) -> AgentError {
         let line = output.stderr.lines().rev().find(|line| line.starts_with('{')).unwrap_or_default();
         let (code, error) = match serde_json::from_str::<Complaint>(line) {
-            Ok(Complaint { code, error }) => {
+            Ok(Complaint { code, error, .. }) => {
                 let error = format!("{error} [{code}]");
                 (code, error)
             }

@@ -11,7 +11,7 @@ use crate::probe::{Asker, ProbeError};
 use crate::progress::{News, Teller};
 use crate::resume::Journal;
 use crate::runs::Runs;
-use crate::saved::{self, Saved, SavedError, ServerOutcome};
+use crate::saved::{self, SAVED_VERSION, Saved, SavedError, ServerOutcome};
 use crate::state::StateDir;
 use crate::survey::{Survey, Wanted, chain};
 use crate::uploads::Shelf;
@@ -168,7 +168,7 @@ impl Driver {
         };
         let objects = objects.into_iter().filter(mendable).collect();
         let plan = plan::build(cluster, last, survey.answered.clone(), absent);
-        Ok(Saved { plan, objects })
+        Ok(Saved { version: SAVED_VERSION, plan, objects })
     }
 
     /// As [`Driver::survey`], after letting servers finish older plans that were interrupted there, by a power cut

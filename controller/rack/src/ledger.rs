@@ -5,6 +5,7 @@
 //! the inventory, from the provider's API, or by an explicit first-use acceptance, which is recorded.
 
 use crate::state::{StateDir, StateError};
+use rackwright_wire::format::Other;
 use russh::keys::{HashAlg, PublicKey};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -64,9 +65,9 @@ pub enum LedgerError {
     /// The file is no ledger.
     #[error("read the host-key ledger hosts.toml")]
     Syntax(#[source] toml::de::Error),
-    /// A newer build wrote the file.
-    #[error("read the host-key ledger hosts.toml: its version is {0}, this build knows {LEDGER_VERSION}")]
-    Version(u32),
+    /// Another build wrote the file.
+    #[error("read the host-key ledger hosts.toml")]
+    Version(#[source] Other),
     /// A key does not parse.
     #[error("read the host key of {server} given by {origin}: it is neither SHA256:… nor a public key")]
     Key {
@@ -97,13 +98,10 @@ pub struct HostLedger {
 impl HostLedger {
     /// Reads the ledger; a missing file is an empty one.
     pub fn open(state: &StateDir) -> Result<Self, LedgerError> {
-        let file: File = match state.read(FILE)? {
-            Some(text) => toml::from_str(&text).map_err(LedgerError::Syntax)?,
+        let file = match state.read(FILE)? {
+            Some(text) => parse_file(&text)?,
             None => File { version: LEDGER_VERSION, ..File::default() },
         };
-        if file.version != LEDGER_VERSION {
-            return Err(LedgerError::Version(file.version));
-        }
         Ok(Self { state: state.clone(), hosts: file.hosts })
     }
 
@@ -149,6 +147,19 @@ impl HostLedger {
         let text = toml::to_string(&file).unwrap_or_default();
         Ok(self.state.write(FILE, &text)?)
     }
+}
+
+/// The version is looked at first: tables have no order, and a newer one may hold keys that are unknown here.
+fn parse_file(text: &str) -> Result<File, LedgerError> {
+    #[derive(Deserialize)]
+    struct Head {
+        version: u32,
+    }
+    let found = toml::from_str::<Head>(text).map_err(LedgerError::Syntax)?.version;
+    if found != LEDGER_VERSION {
+        return Err(LedgerError::Version(Other { found, reads: LEDGER_VERSION }));
+    }
+    toml::from_str(text).map_err(LedgerError::Syntax)
 }
 
 /// The SHA-256 fingerprint, as `ssh-keygen -l` prints it.
@@ -199,6 +210,25 @@ mod tests {
         let again = HostLedger::open(&state).unwrap();
         assert!(again.pinned("ml1").unwrap().fits(&known));
         assert!(!again.pinned("ml1").unwrap().fits(&key()));
+    }
+
+    #[test]
+    fn the_ledger_reads_like_this_and_a_newer_one_is_refused() {
+        const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGhdQLPIKenGFr2O+xVZtzZV4LIw0w9ltafBHm3pH66S";
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::at(folder.path()).unwrap();
+        let mut ledger = HostLedger::open(&state).unwrap();
+        let key = PublicKey::from_openssh(KEY).unwrap();
+        let now = "2026-11-22T10:00:00Z";
+        ledger.learn_from_inventory("control1", &fingerprint(&key), now).unwrap();
+        ledger.learn_from_provider("ml1", KEY, now).unwrap();
+        ledger.accept("ml2", &key, now).unwrap();
+        let text = state.read(FILE).unwrap().unwrap();
+        insta::assert_snapshot!(text);
+        state.write(FILE, &format!("added = 1\n{}", text.replace("version = 1", "version = 2"))).unwrap();
+        let refused = HostLedger::open(&state).unwrap_err();
+        let cause = std::error::Error::source(&refused).unwrap().to_string();
+        assert_eq!(cause, "version 2, this build reads 1");
     }
 
     #[test]

@@ -9,10 +9,18 @@ use rackwright_wire::step::Difference;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// The version of [`Saved`] that this build writes.
+pub const SAVED_VERSION: u32 = 1;
+/// The version of [`Concluded`] that this build writes.
+const OUTCOME_VERSION: u32 = 1;
+
 /// A plan as it is saved: the servers' part and the cluster objects'.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Saved {
+    /// [`SAVED_VERSION`] of the writer.
+    #[serde(deserialize_with = "rackwright_wire::format::version::<_, SAVED_VERSION>")]
+    pub version: u32,
     /// What servers must do.
     pub plan: Plan,
     /// What differs in the cluster's own objects.
@@ -29,6 +37,13 @@ impl Saved {
     pub fn changes(&self) -> usize {
         self.plan.changes() + self.objects.len()
     }
+}
+
+/// What came of a plan. That it is there ends the plan; what it says is for people.
+#[derive(Debug, Serialize)]
+struct Concluded<'a> {
+    version: u32,
+    servers: &'a BTreeMap<String, ServerOutcome>,
 }
 
 /// How one server came out of an apply.
@@ -147,7 +162,8 @@ pub fn conclude(
     generation: u64,
     outcomes: &BTreeMap<String, ServerOutcome>,
 ) -> Result<(), SavedError> {
-    let text = serde_json::to_string_pretty(outcomes).unwrap_or_default();
+    let concluded = Concluded { version: OUTCOME_VERSION, servers: outcomes };
+    let text = serde_json::to_string_pretty(&concluded).unwrap_or_default();
     Ok(state.write(&format!("plans/{generation:06}.outcome.json"), &text)?)
 }
 
@@ -171,6 +187,7 @@ fn generations(state: &StateDir) -> Result<BTreeMap<u64, bool>, SavedError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rackwright_core::plan::AbsentServer;
 
     fn plan(generation: u64) -> Saved {
         let plan = Plan {
@@ -181,7 +198,73 @@ mod tests {
             servers: Vec::new(),
             absent: Vec::new(),
         };
-        Saved { plan, objects: Vec::new() }
+        Saved { version: SAVED_VERSION, plan, objects: Vec::new() }
+    }
+
+    #[test]
+    fn a_plan_and_its_outcome_read_like_this() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::at(folder.path()).unwrap();
+        let difference = |step: &str, summary: &str, detail: &str| Difference {
+            step: step.to_owned(),
+            summary: summary.to_owned(),
+            detail: detail.to_owned(),
+        };
+        let server = ServerPlan {
+            version: 1,
+            id: "ab".repeat(32),
+            server: "ml1".to_owned(),
+            machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
+            generation: 9,
+            facts_digest: "cd".repeat(32),
+            steps: Vec::new(),
+            differences: vec![difference("00-base/x", "change /etc/x (1 line)", "-a\n+b\n")],
+        };
+        let absent = AbsentServer { server: "ml2".to_owned(), reason: "connect: timed out".to_owned() };
+        let mut saved = plan(9);
+        saved.plan.servers.push(server);
+        saved.plan.absent.push(absent);
+        saved.objects.push(difference("cluster/node/ml1", "label node ml1", ""));
+        save(&state, &saved).unwrap();
+        let failure = Failure {
+            step: "00-base/x".to_owned(),
+            code: "disk-full".to_owned(),
+            error: "write /etc/x".to_owned(),
+            evidence: "log".to_owned(),
+        };
+        let reason = || "why".to_owned();
+        let outcomes = BTreeMap::from([
+            ("a", ServerOutcome::Unchanged),
+            ("b", ServerOutcome::Done { changed: 3 }),
+            ("c", ServerOutcome::Failed { changed: 1, failures: vec![failure] }),
+            ("d", ServerOutcome::Absent { reason: reason() }),
+            ("e", ServerOutcome::Untrusted { reason: reason() }),
+            ("f", ServerOutcome::Refused { reason: reason() }),
+        ]);
+        let outcomes = outcomes.into_iter().map(|(server, outcome)| (server.to_owned(), outcome)).collect();
+        conclude(&state, 9, &outcomes).unwrap();
+        for file in ["plans/000009.json", "plans/000009.outcome.json"] {
+            insta::assert_snapshot!(file.replace('/', "-"), state.read(file).unwrap().unwrap());
+        }
+    }
+
+    #[test]
+    fn a_plan_of_a_newer_build_is_refused_and_not_passed_by() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::at(folder.path()).unwrap();
+        save(&state, &plan(9)).unwrap();
+        let text = state.read("plans/000009.json").unwrap().unwrap();
+        // The one of the whole, then the one of the plan in it.
+        for position in 0..2 {
+            let (at, _) = text.match_indices("\"version\": 1").nth(position).unwrap();
+            let (before, after) = text.split_at(at);
+            let newer = format!("{before}{}", after.replacen('1', "2", 1));
+            state.write("plans/000009.json", &newer).unwrap();
+            for error in [pending(&state).unwrap_err(), server_plan(&state, "x").unwrap_err()] {
+                let cause = std::error::Error::source(&error).unwrap().to_string();
+                assert!(cause.starts_with("version 2, this build reads 1"), "{cause}");
+            }
+        }
     }
 
     #[test]

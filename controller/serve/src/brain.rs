@@ -442,7 +442,7 @@ pub(crate) async fn recover(
         Some((at, text)) => {
             last = at;
             let snapshot = serde_json::from_str(&text).map_err(RecoverError::Snapshot)?;
-            Sched::restore(config, snapshot).map_err(RecoverError::Version)?
+            Sched::restore(config, snapshot)
         }
         None => Sched::new(config),
     };
@@ -463,9 +463,6 @@ pub enum RecoverError {
     /// The snapshot cannot be read.
     #[error("understand the newest snapshot")]
     Snapshot(#[source] serde_json::Error),
-    /// The snapshot is of another build.
-    #[error("use the newest snapshot")]
-    Version(#[source] rackwright_core::sched::SnapshotError),
 }
 
 /// Milliseconds since the epoch.

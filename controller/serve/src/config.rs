@@ -213,6 +213,18 @@ mod tests {
         assert!(config.etcd.is_none());
     }
 
+    /// What one side writes, the other must read: the file as the golden rendering of the playbooks has it.
+    #[test]
+    fn what_the_playbooks_write_is_read() {
+        const RENDERED: &str =
+            include_str!("../../core/tests/rack/snapshots/rack__playbooks__v1_control1.snap");
+        let is_ours = |step: &&str| step.lines().any(|line| line == "path: /etc/rackwright/serve.toml");
+        let step = RENDERED.split("\n== ").find(is_ours).unwrap();
+        let lines = step.lines().filter_map(|line| line.strip_prefix("  | "));
+        let config: Config = toml::from_str(&lines.collect::<Vec<_>>().join("\n")).unwrap();
+        assert!(config.etcd.is_some() && config.data.is_some());
+    }
+
     #[test]
     fn an_unknown_key_is_named() {
         let error = toml::from_str::<Config>(&format!("prot = 1\n{SMALL}")).unwrap_err();

@@ -19,6 +19,9 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+/// The version of a bill as JSON.
+const BILL_VERSION: u32 = 1;
+
 /// Money.
 #[derive(Debug, Args)]
 pub(crate) struct CostCommand {
@@ -211,6 +214,7 @@ impl Bill<'_> {
             json!({ "server": invoice.server, "amount": number(invoice.amount), "hours": hours, "source": invoice.source })
         });
         json!({
+            "version": BILL_VERSION,
             "from_ms": self.ledger.window.from_ms,
             "until_ms": self.ledger.window.until_ms,
             "currency": self.ledger.currency().to_string(),
@@ -381,6 +385,7 @@ mod tests {
         // Half an hour of c6a.large, and the 30 s that lie in the window as a whole minute.
         assert_eq!(document["cloud_seconds"], 1860);
         assert_eq!(document["cloud_shapes"]["c6a.large"], 2);
+        insta::assert_snapshot!(serde_json::to_string_pretty(&document).unwrap());
     }
 
     #[test]

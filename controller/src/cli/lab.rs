@@ -262,7 +262,7 @@ fn report(error: LabError) -> Report {
         LabError::Differs { .. } => "`rackwright lab down` takes away the one that is up",
         LabError::Busy { .. } => "wait until it has ended, or end it",
         LabError::Late { .. } => "`rackwright lab up` clears what is there and starts anew",
-        LabError::Record { .. } => {
+        LabError::Record { .. } | LabError::RecordVersion { .. } => {
             "another version of rackwright may have written it: take the lab down with that one"
         }
         LabError::Start { .. }

@@ -210,7 +210,7 @@ async fn the_scheduler_is_rebuilt_as_it_was(store: impl Store) {
     assert_eq!(again.snapshot(), live.snapshot());
     store.save_snapshot(last, serde_json::to_string(&live.snapshot()).unwrap()).await.unwrap();
     let (_, text) = store.recover().await.unwrap().snapshot.unwrap();
-    let restored = Sched::restore(Config::default(), serde_json::from_str(&text).unwrap()).unwrap();
+    let restored = Sched::restore(Config::default(), serde_json::from_str(&text).unwrap());
     assert_eq!(restored.snapshot(), live.snapshot());
 }
 

@@ -7,8 +7,8 @@ use axum::routing::get;
 use base64::Engine as _;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
-use rackwright_data::{layout::Layout, partial::Partial, tls};
-use rackwright_wire::manifest::{CHUNK_BYTES, Peer, SignedManifest};
+use rackwright_data::{layout::Layout, partial::Partial, store::Store, tls};
+use rackwright_wire::manifest::{CHUNK_BYTES, Peer, SIGNED_VERSION, SignedManifest};
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use std::collections::HashMap;
 use std::fs;
@@ -176,6 +176,38 @@ async fn an_older_generation_is_refused_after_a_restart_and_when_the_memory_of_t
 }
 
 #[tokio::test]
+async fn what_a_newer_controller_wants_is_refused_with_the_version() {
+    let rig = Rig::new();
+    let ml1 = rig.start("ml1");
+    let controller = rig.controller(&[&ml1]);
+    controller.trust(&ml1).await;
+    let good = manifest("packages", 1, vec![describe("rows.bin", b"rows")]);
+    let newer = |text: &str| text.replacen("{\"version\":1,", "{\"version\":2,\"added\":1,", 1);
+    let signed = sign_unchecked(&rig, &newer(&serde_json::to_string(&good).unwrap()));
+    let refused = controller.want(&ml1, &wanted(1, &[signed], "packages", &[])).await.unwrap_err();
+    assert!(refused.contains("version 2, this build reads 1"), "{refused}");
+
+    let text = newer(&serde_json::to_string(&wanted(1, &[rig.sign(&good)], "packages", &[])).unwrap());
+    let client = rig.client(crate::rig::CONTROLLER, &[&ml1]);
+    let request = client.put(ml1.url("/v1/wanted")).header("content-type", "application/json").body(text);
+    let refused = answer(request).await.unwrap_err();
+    assert!(refused.starts_with("422") && refused.contains("version 2, this build reads 1"), "{refused}");
+    assert!(controller.held(&ml1).await.datasets.is_empty());
+}
+
+#[test]
+fn a_store_of_a_newer_agent_is_not_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(Store::open(folder.path(), Some(0)).unwrap());
+    let mark = folder.path().join("layout.json");
+    insta::assert_snapshot!(fs::read_to_string(&mark).unwrap());
+    fs::write(&mark, "{\"version\": 2}").unwrap();
+    let refused = Store::open(folder.path(), Some(0)).unwrap_err();
+    let cause = std::error::Error::source(&refused).unwrap().to_string();
+    assert!(cause.starts_with("version 2, this build reads 1"), "{cause}");
+}
+
+#[tokio::test]
 async fn only_known_names_read_and_only_controllers_command() {
     let rig = Rig::new();
     let ml1 = rig.start("ml1");
@@ -282,7 +314,7 @@ pub(crate) fn damage(object: &std::path::Path, how: impl FnOnce(&mut Vec<u8>)) {
 /// Signs text that no honest controller would.
 fn sign_unchecked(rig: &Rig, text: &str) -> SignedManifest {
     let signature = base64::engine::general_purpose::STANDARD.encode(rig.signing.sign(text.as_bytes()));
-    SignedManifest { manifest: text.to_owned(), signature }
+    SignedManifest { version: SIGNED_VERSION, manifest: text.to_owned(), signature }
 }
 
 /// A peer with the certificate of `liar` that breaks every chunk off after two thirds of what was asked.

@@ -41,9 +41,9 @@ async fn a_set_exists_only_after_its_objects_and_only_once() {
     let got: SealedSet = serde_json::from_str(&answer(client.get(&set_url)).await.unwrap()).unwrap();
     assert_eq!(got, set);
     let list = answer(client.get(data1.url("/v1/sets?prefix=checkpoint-j0000000001-0-"))).await.unwrap();
-    assert!(list.starts_with("{\"sets\":[{") && list.contains("\"step\":20"), "{list}");
+    assert!(list.starts_with("{\"version\":1,\"sets\":[{") && list.contains("\"step\":20"), "{list}");
     assert_eq!(
         answer(client.get(data1.url("/v1/sets?prefix=checkpoint-j2-"))).await.unwrap(),
-        "{\"sets\":[]}"
+        "{\"version\":1,\"sets\":[]}"
     );
 }

@@ -146,7 +146,7 @@ fn tree(root: &Path) -> BTreeMap<String, (u32, String)> {
 }
 
 fn events(host: &Host) -> Vec<Event> {
-    journal::whole_lines(&fs::read_to_string(journal::path(host, "p")).unwrap()).0
+    journal::whole_lines(&fs::read_to_string(journal::path(host, "p")).unwrap()).unwrap().0
 }
 
 /// A journal that breaks after some lines, as if the agent had been killed there: nothing is started after.

@@ -92,3 +92,38 @@ fn link(folder: &Path, place: &Path) -> std::io::Result<String> {
     durable::sync_parent(&kept)?;
     Ok(name)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_there_is_noted_like_this_and_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path(), 0);
+        fs::create_dir(dir.path().join("etc")).unwrap();
+        fs::write(dir.path().join("etc/there"), "was\n").unwrap();
+        fs::set_permissions(dir.path().join("etc/there"), fs::Permissions::from_mode(0o640)).unwrap();
+        let file = |path: &str| StepKind::File {
+            path: path.to_owned(),
+            content: Some("is\n".to_owned()),
+            mode: "0644".to_owned(),
+            owner: "0:0".to_owned(),
+            absent: false,
+            secret: false,
+        };
+        let directory =
+            StepKind::Directory { path: "/srv".to_owned(), mode: "0755".to_owned(), owner: "0:0".to_owned() };
+        let notes = [file("/etc/there"), file("/etc/absent"), directory].map(|kind| {
+            let step = Step { id: "x".to_owned(), needs: Vec::new(), kind };
+            let mut note = before(&host, &step).unwrap().unwrap();
+            if let Some(owner) = note.pointer_mut("/files/0/owner") {
+                *owner = "uid:gid".into();
+            }
+            note.to_string()
+        });
+        insta::assert_snapshot!(notes.join("\n"));
+        let kept = host.state("journal/before").join(blake3::hash(b"was\n").to_hex().as_str());
+        assert_eq!(fs::read_to_string(kept).unwrap(), "was\n");
+    }
+}

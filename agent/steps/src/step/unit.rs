@@ -26,6 +26,7 @@ const FOLDER: &str = "/etc/systemd/system";
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Record {
+    #[serde(deserialize_with = "rackwright_wire::format::version::<_, RECORD_VERSION>")]
     version: u32,
     unit: String,
     /// Path to SHA-256 (hex), or `absent`.
@@ -249,9 +250,10 @@ impl<'a> Wanted<'a> {
         Ok(digests)
     }
 
+    /// `None` also for a record of another version: the unit is then started anew, and the record with it.
     fn recorded(&self, host: &Host) -> Option<Record> {
         let text = fs::read(record_path(host, self.name)).ok()?;
-        serde_json::from_slice(&text).ok().filter(|record: &Record| record.version == RECORD_VERSION)
+        serde_json::from_slice(&text).ok()
     }
 
     fn record(&self, host: &Host, paths: BTreeMap<String, String>) -> Result<(), StepError> {
@@ -386,7 +388,10 @@ mod tests {
             ("/etc/y".to_owned(), "absent".to_owned()),
         ]);
         let record = Record { version: RECORD_VERSION, unit: "etcd.service".to_owned(), paths };
-        insta::assert_snapshot!(serde_json::to_string_pretty(&record).unwrap());
+        let text = serde_json::to_string_pretty(&record).unwrap();
+        insta::assert_snapshot!(text);
+        let newer = serde_json::from_str::<Record>(&text.replace("\"version\": 1", "\"version\": 2"));
+        assert!(newer.unwrap_err().to_string().starts_with("version 2, this build reads 1"));
     }
 
     #[test]

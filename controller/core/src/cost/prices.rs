@@ -5,6 +5,7 @@
 
 use super::usage::{Rent, Room};
 use jiff::civil::Date;
+use rackwright_wire::format::Other;
 use rackwright_wire::units::{Bytes, Currency, MilliCpu, MilliGpu, Money, UnitError};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -118,7 +119,8 @@ pub struct PriceError {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Raw {
-    version: toml::Spanned<u32>,
+    #[serde(rename = "version")]
+    _looked_at_before: u32,
     split: toml::Spanned<Rates>,
     #[serde(default)]
     fx: Vec<toml::Spanned<Fx>>,
@@ -131,15 +133,23 @@ struct Raw {
 impl Prices {
     /// Parses the file's text.
     pub fn parse(text: &str) -> Result<Self, PriceError> {
-        let raw: Raw = toml::from_str(text).map_err(|error| {
+        /// All that is common to every version: tables have no order, so it is looked at before the rest.
+        #[derive(Deserialize)]
+        struct Head {
+            version: toml::Spanned<u32>,
+        }
+        let grammar = |error: toml::de::Error| {
             let offset = error.span().map_or(0, |span| span.start);
             PriceError { line: line_at(text, offset), problem: error.message().to_owned() }
-        })?;
+        };
+        let Head { version } = toml::from_str(text).map_err(grammar)?;
+        if *version.get_ref() != PRICES_VERSION {
+            let other = Other { found: *version.get_ref(), reads: PRICES_VERSION };
+            return Err(PriceError { line: line_at(text, version.span().start), problem: other.to_string() });
+        }
+        let raw: Raw = toml::from_str(text).map_err(grammar)?;
         let wrong =
             |offset, problem: &str| PriceError { line: line_at(text, offset), problem: problem.to_owned() };
-        if *raw.version.get_ref() != PRICES_VERSION {
-            return Err(wrong(raw.version.span().start, "this build reads version 1"));
-        }
         let rates = raw.split.get_ref();
         if ![rates.cpu_hour, rates.gib_hour, rates.gpu_hour].iter().all(|rate| rate.micros() > 0) {
             return Err(wrong(raw.split.span().start, "every rate of the split must be above zero"));
@@ -280,7 +290,8 @@ mod tests {
         let error = Prices::parse(&FILE.replace("184.00 EUR", "184.00")).unwrap_err();
         let line = 1 + FILE.lines().position(|line| line.contains("184.00 EUR")).unwrap();
         assert_eq!(error.line, line, "{error}");
-        assert!(Prices::parse(&FILE.replace("version = 1", "version = 2")).is_err());
+        let newer = Prices::parse(&FILE.replace("version = 1", "version = 2\nadded = 1")).unwrap_err();
+        assert_eq!(newer.problem, "version 2, this build reads 1");
         assert!(Prices::parse(&format!("{FILE}\nextra = 1\n")).is_err());
     }
 }

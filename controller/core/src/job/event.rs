@@ -19,6 +19,7 @@ pub const EVENT_VERSION: u32 = 1;
 #[serde(deny_unknown_fields)]
 pub struct Event {
     /// [`EVENT_VERSION`] of the writer.
+    #[serde(deserialize_with = "rackwright_wire::format::version::<_, EVENT_VERSION>")]
     pub version: u32,
     /// Milliseconds since the epoch when it was learned.
     pub at_ms: u64,

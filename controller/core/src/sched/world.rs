@@ -600,7 +600,7 @@ impl World {
         self.todo.clear();
         self.check_replay();
         let (from, mut sched) = match self.snapshot.take() {
-            Some((from, snapshot)) => (from, Sched::restore(config(), snapshot).unwrap()),
+            Some((from, snapshot)) => (from, Sched::restore(config(), snapshot)),
             None => (0, Sched::new(config())),
         };
         for event in &self.log[from..] {

@@ -87,6 +87,12 @@ mod tests {
         }
     }
 
+    /// What `/v1` promises: keys are only ever added; anything else would be `/v2`.
+    #[test]
+    fn the_interface_is_as_recorded() {
+        insta::assert_snapshot!(serde_json::to_string_pretty(&document()).unwrap());
+    }
+
     #[test]
     fn every_reference_of_the_document_leads_somewhere() {
         let document = document();
