@@ -18,10 +18,11 @@ pub struct StoryRack {
 }
 
 impl StoryRack {
-    /// Writes an inventory like the demo's with a name and a range (`10.79.0`) of its own. Raises nothing yet.
+    /// Writes an inventory like the demo's with a name and a range (`10.79.0`) of its own, and takes down what
+    /// an interrupted run of the same story left. Raises nothing yet.
     ///
     /// # Errors
-    /// When the inventory of the checkout cannot be read or a folder not be made.
+    /// When the inventory of the checkout cannot be read, a folder not be made, or that rack not be removed.
     pub fn prepare(repository: &Path, name: &str, range: &str) -> std::io::Result<Self> {
         let folder = tempfile::Builder::new().prefix(name).tempdir()?;
         let secrets = format!("file:{}/secrets/", folder.path().display());
@@ -32,13 +33,15 @@ impl StoryRack {
             .replace("file:~/.local/state/rackwright/lab/secrets/", &secrets);
         let inventory = folder.path().join("inventory.toml");
         std::fs::write(&inventory, text)?;
-        Ok(Self {
+        let rack = Self {
             rackwright: product("rackwright")?,
             inventory: inventory.to_string_lossy().into_owned(),
             state: folder.path().join("state").to_string_lossy().into_owned(),
             repository: repository.to_owned(),
             folder,
-        })
+        };
+        let down = rack.run(&["lab", "down"]).map_err(std::io::Error::other)?;
+        if down.code == 0 { Ok(rack) } else { Err(std::io::Error::other(down.stderr)) }
     }
 
     /// Runs `rackwright ARGS --inventory …` and returns what it said, whatever its exit code.

@@ -10,6 +10,7 @@
 
 use crate::error::Error;
 use crate::layout::hash_of;
+use crate::load;
 use crate::node::Node;
 use crate::peer::RECEIVED_HEADER;
 use crate::sets::SetFilter;
@@ -25,7 +26,7 @@ use axum::{Json, Router};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use rackwright_wire::manifest::{Held, Wanted};
 use rackwright_wire::report::NodeReport;
-use rackwright_wire::sealed::{SEALED_VERSION, SealedSet, SetList};
+use rackwright_wire::sealed::{SEALED_VERSION, SealedSet, SetKind, SetList};
 use rackwright_wire::source::{Exported, ScrubReport, SourceFacts, SourceRequest};
 use serde::{Deserialize, Serialize};
 use std::os::unix::fs::FileExt as _;
@@ -236,8 +237,13 @@ async fn list_sets(
     Query(filter): Query<SetFilter>,
 ) -> Result<Json<SetList>, Refusal> {
     let store = Arc::clone(&api.node.store);
-    let sets = blocking(move || store.list_sets(&filter)).await?;
-    Ok(Json(SetList { version: SEALED_VERSION, sets }))
+    let listed = move || {
+        let sets = store.list_sets(&filter)?;
+        let results = sets.iter().filter(|set| set.kind == SetKind::Results);
+        let outcomes = results.filter_map(|set| Some((set.id(), load::outcome(&store, set)?))).collect();
+        Ok(SetList { version: SEALED_VERSION, sets, outcomes })
+    };
+    Ok(Json(blocking(listed).await?))
 }
 
 async fn get_set(

@@ -72,6 +72,12 @@ async fn load_waiting(store: &Store, load: &Load, access: &Clickhouse) -> Result
     Ok(())
 }
 
+/// What became of a set: `20 rows` or `refused: why`; `None` while it waits.
+pub(crate) fn outcome(store: &Store, set: &SealedSet) -> Option<String> {
+    let text = std::fs::read_to_string(mark(store, set)).ok()?;
+    Some(text.trim_end().to_owned())
+}
+
 /// Says that a set is in the table (or refused): `loaded/<set id>`.
 fn mark(store: &Store, set: &SealedSet) -> PathBuf {
     store.layout().root().join("loaded").join(set.id())
@@ -85,6 +91,9 @@ struct Rows {
 
 /// Every line of every `*.jsonl` file, checked to be one JSON object.
 fn rows(store: &Store, set: &SealedSet) -> Result<Rows, String> {
+    if let Some(why) = &set.refused {
+        return Err(why.clone());
+    }
     let mut rows = Rows { tsv: String::new(), count: 0 };
     let files = set.files.iter().filter(|file| {
         std::path::Path::new(&file.path).extension().is_some_and(|extension| extension == "jsonl")
@@ -233,6 +242,7 @@ mod tests {
             step: 0,
             node: "ml1".into(),
             files: vec![file],
+            refused: None,
         }
     }
 

@@ -122,6 +122,7 @@ mod tests {
             step: 0,
             node: "ml1".into(),
             files: vec![file],
+            refused: None,
         }
     }
 

@@ -67,6 +67,14 @@ pub enum ResultsError {
     },
 }
 
+impl ResultsError {
+    /// The server will never take this set.
+    pub(crate) fn is_final(&self) -> bool {
+        let never = [StatusCode::CONFLICT, StatusCode::PAYLOAD_TOO_LARGE, StatusCode::UNPROCESSABLE_ENTITY];
+        matches!(self, Self::Refused { status, .. } if never.contains(status))
+    }
+}
+
 /// The results server.
 #[derive(Debug, Clone)]
 pub struct Results {

@@ -1,15 +1,15 @@
 //! From a folder that a job wrote to a sealed set in the spool.
 //!
 //! The job is hostile until proven otherwise: links are never followed (`openat2` beneath the folder,
-//! no symlinks), only plain files count, and bytes are hashed from our own copy, so that what is
-//! uploaded is what was hashed even while the job goes on writing.
+//! no symlinks), only plain files count, and while it runs bytes are hashed from our own copy, so that
+//! what is uploaded is what was hashed.
 
 use crate::spool::Spool;
 use rackwright_wire::manifest::{CHUNK_BYTES, File};
 use rackwright_wire::sealed::SealedSet;
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 use std::io::{Read as _, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// Most files in one set: its manifest stays below 4 MiB.
@@ -31,27 +31,42 @@ pub enum SealError {
         #[source]
         cause: std::io::Error,
     },
-    /// More files or deeper folders than a set may have.
-    #[error("seal {path}: more than {MAX_FILES} files or {MAX_DEPTH} levels")]
-    TooMany {
-        /// The folder.
-        path: PathBuf,
-    },
 }
 
-/// Copies and hashes every plain file below `folder`, and puts the set into the spool.
+/// Who may still write to a folder while it is sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writers {
+    /// The job runs: its files are copied.
+    Running,
+    /// It has ended: its files are linked, which needs no room on a disk that it may have filled.
+    Ended,
+}
+
+/// Hashes every plain file below `folder`, and puts the set into the spool. One with more files or deeper
+/// folders than a set may have is sealed as refused, without files.
 ///
 /// # Errors
 /// [`SealError`]; the spool is as before then.
-pub fn seal(set: &SealedSet, folder: &Path, spool: &Spool) -> Result<SealedSet, SealError> {
+pub fn seal(set: &SealedSet, folder: &Path, spool: &Spool, writers: Writers) -> Result<SealedSet, SealError> {
+    let failed = |cause: std::io::Error| SealError::File { path: folder.to_owned(), cause };
+    let staging = spool.stage(set).map_err(failed)?;
+    let sealed = gather(set, folder, &staging, writers)
+        .and_then(|sealed| spool.commit(&sealed, &staging).map(|()| sealed).map_err(failed));
+    if sealed.is_err() {
+        // On a full disk half a set would only make it worse.
+        let _next_try_empties_it = std::fs::remove_dir_all(&staging);
+    }
+    sealed
+}
+
+fn gather(set: &SealedSet, folder: &Path, staging: &Path, writers: Writers) -> Result<SealedSet, SealError> {
     let failed = |cause: std::io::Error| SealError::File { path: folder.to_owned(), cause };
     let root = rustix::fs::open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW, Mode::empty())
         .map_err(|cause| failed(cause.into()))?;
-    let staging = spool.stage(set).map_err(failed)?;
     let mut paths = Vec::new();
-    list(&root, Path::new(""), 0, &mut paths).map_err(failed)?;
-    if paths.len() > MAX_FILES {
-        return Err(SealError::TooMany { path: folder.to_owned() });
+    if !list(&root, Path::new(""), 0, &mut paths).map_err(failed)? {
+        let refused = Some(format!("more than {MAX_FILES} files or {MAX_DEPTH} levels of folders"));
+        return Ok(SealedSet { refused, ..set.clone() });
     }
     paths.sort();
     let mut files = Vec::with_capacity(paths.len());
@@ -60,20 +75,19 @@ pub fn seal(set: &SealedSet, folder: &Path, spool: &Spool) -> Result<SealedSet, 
         let Some(file) = open_plain(&root, path).map_err(named)? else {
             continue;
         };
-        files.push(copy(file, path, &staging).map_err(named)?);
+        files.push(take(file, path, staging, writers).map_err(named)?);
     }
-    let sealed = SealedSet { files, ..set.clone() };
-    spool.commit(&sealed, &staging).map_err(failed)?;
-    Ok(sealed)
+    Ok(SealedSet { files, ..set.clone() })
 }
 
 fn beneath() -> ResolveFlags {
     ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS
 }
 
-fn list(root: &OwnedFd, below: &Path, depth: usize, out: &mut Vec<PathBuf>) -> std::io::Result<()> {
-    if depth > MAX_DEPTH || out.len() > MAX_FILES {
-        return Ok(());
+/// False when there are more or deeper ones than a set may have.
+fn list(root: &OwnedFd, below: &Path, depth: usize, out: &mut Vec<PathBuf>) -> std::io::Result<bool> {
+    if depth > MAX_DEPTH {
+        return Ok(false);
     }
     let here = if below.as_os_str().is_empty() { Path::new(".") } else { below };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -89,12 +103,17 @@ fn list(root: &OwnedFd, below: &Path, depth: usize, out: &mut Vec<PathBuf>) -> s
         // Links, sockets and devices are never part of a set.
         let kind = entry.file_type();
         if kind.is_dir() {
-            list(root, &below.join(name), depth + 1, out)?;
+            if !list(root, &below.join(name), depth + 1, out)? {
+                return Ok(false);
+            }
         } else if kind.is_file() {
+            if out.len() == MAX_FILES {
+                return Ok(false);
+            }
             out.push(below.join(name));
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// `None` when it is gone or no longer a plain file.
@@ -111,9 +130,11 @@ fn open_plain(root: &OwnedFd, path: &Path) -> std::io::Result<Option<std::fs::Fi
     }
 }
 
-fn copy(mut from: std::fs::File, path: &Path, staging: &Path) -> std::io::Result<File> {
+/// Puts one file into the staging folder under its hash.
+fn take(mut from: std::fs::File, path: &Path, staging: &Path, writers: Writers) -> std::io::Result<File> {
     let part = staging.join("part");
-    let mut to = std::fs::File::create(&part)?;
+    let linked = writers == Writers::Ended && link(&from, &part).is_ok();
+    let mut to = if linked { None } else { Some(std::fs::File::create(&part)?) };
     let (mut whole, mut chunk) = (blake3::Hasher::new(), blake3::Hasher::new());
     let (mut bytes, mut in_chunk, mut chunks) = (0_u64, 0_u64, Vec::new());
     let mut buffer = vec![0_u8; 128 * 1024];
@@ -122,7 +143,9 @@ fn copy(mut from: std::fs::File, path: &Path, staging: &Path) -> std::io::Result
         let Some(read) = buffer.get(..got).filter(|read| !read.is_empty()) else {
             break;
         };
-        to.write_all(read)?;
+        if let Some(to) = &mut to {
+            to.write_all(read)?;
+        }
         whole.update(read);
         let mut rest = read;
         while !rest.is_empty() {
@@ -142,26 +165,33 @@ fn copy(mut from: std::fs::File, path: &Path, staging: &Path) -> std::io::Result
     if in_chunk > 0 {
         chunks.push(chunk.finalize().to_hex().to_string());
     }
-    to.sync_all()?;
+    to.as_ref().unwrap_or(&from).sync_all()?;
     let blake3 = whole.finalize().to_hex().to_string();
-    std::fs::rename(&part, staging.join(&blake3))?;
+    let object = staging.join(&blake3);
+    std::fs::rename(&part, &object)?;
+    // Two names of one file are left alone by a rename.
+    match std::fs::remove_file(&part) {
+        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => return Err(cause),
+        Ok(()) | Err(_) => {}
+    }
     Ok(File { path: path.to_string_lossy().into_owned(), bytes, blake3, chunks })
+}
+
+/// Another name for an open file: whatever its path has become, it is this file.
+fn link(file: &std::fs::File, to: &Path) -> std::io::Result<()> {
+    let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+    rustix::fs::linkat(rustix::fs::CWD, open, rustix::fs::CWD, to, AtFlags::SYMLINK_FOLLOW)?;
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use rackwright_wire::sealed::{SEALED_VERSION, SetKind};
+    use std::os::unix::fs::MetadataExt as _;
 
-    #[test]
-    fn links_are_left_out_and_bytes_are_hashed() {
-        let dir = tempfile::tempdir().unwrap();
-        let folder = dir.path().join("results");
-        std::fs::create_dir_all(folder.join("deep")).unwrap();
-        std::fs::write(folder.join("deep/a.jsonl"), "{}\n").unwrap();
-        std::os::unix::fs::symlink("/etc/shadow", folder.join("stolen")).unwrap();
-        std::os::unix::fs::symlink("/etc", folder.join("stolen-folder")).unwrap();
-        let set = SealedSet {
+    fn results() -> SealedSet {
+        SealedSet {
             version: SEALED_VERSION,
             kind: SetKind::Results,
             team: "t".to_owned(),
@@ -172,13 +202,53 @@ mod tests {
             step: 0,
             node: "n".to_owned(),
             files: vec![],
-        };
-        let spool = Spool::new(dir.path());
-        let sealed = seal(&set, &folder, &spool).unwrap();
-        let paths: Vec<_> = sealed.files.iter().map(|file| file.path.as_str()).collect();
-        assert_eq!(paths, ["deep/a.jsonl"]);
-        let want = blake3::hash(b"{}\n").to_hex().to_string();
-        assert!(sealed.files.iter().all(|file| file.blake3 == want && file.chunks == [want.clone()]));
-        assert_eq!(spool.waiting(), [sealed]);
+            refused: None,
+        }
+    }
+
+    #[test]
+    fn links_are_left_out_and_bytes_are_hashed() {
+        for writers in [Writers::Running, Writers::Ended] {
+            let dir = tempfile::tempdir().unwrap();
+            let folder = dir.path().join("results");
+            std::fs::create_dir_all(folder.join("deep")).unwrap();
+            std::fs::write(folder.join("deep/a.jsonl"), "{}\n").unwrap();
+            std::fs::write(folder.join("same.jsonl"), "{}\n").unwrap();
+            std::fs::hard_link(folder.join("same.jsonl"), folder.join("twin.jsonl")).unwrap();
+            std::os::unix::fs::symlink("/etc/shadow", folder.join("stolen")).unwrap();
+            std::os::unix::fs::symlink("/etc", folder.join("stolen-folder")).unwrap();
+            let spool = Spool::new(dir.path());
+            let sealed = seal(&results(), &folder, &spool, writers).unwrap();
+            let paths: Vec<_> = sealed.files.iter().map(|file| file.path.as_str()).collect();
+            assert_eq!(paths, ["deep/a.jsonl", "same.jsonl", "twin.jsonl"]);
+            let want = blake3::hash(b"{}\n").to_hex().to_string();
+            assert!(sealed.files.iter().all(|file| file.blake3 == want && file.chunks == [want.clone()]));
+            let object = std::fs::metadata(spool.object(&sealed, &want)).unwrap();
+            assert_eq!(object.nlink() > 1, writers == Writers::Ended, "what has ended takes no room twice");
+            let mut names: Vec<_> =
+                std::fs::read_dir(dir.path().join("spool").join(sealed.id())).unwrap().collect();
+            names.retain(|name| name.as_ref().unwrap().file_name() == "part");
+            assert!(names.is_empty(), "{names:?}");
+            assert_eq!(spool.waiting(), [sealed]);
+        }
+    }
+
+    #[test]
+    fn a_set_beyond_the_limits_is_refused_in_words_and_not_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("deep").join("d/".repeat(MAX_DEPTH + 1));
+        std::fs::create_dir_all(deep).unwrap();
+        let wide = dir.path().join("wide");
+        std::fs::create_dir(&wide).unwrap();
+        for number in 0..=MAX_FILES {
+            std::fs::File::create(wide.join(number.to_string())).unwrap();
+        }
+        for folder in ["deep", "wide"] {
+            let spool = Spool::new(&dir.path().join("data").join(folder));
+            let sealed = seal(&results(), &dir.path().join(folder), &spool, Writers::Ended).unwrap();
+            assert_eq!(sealed.refused.as_deref(), Some("more than 10000 files or 16 levels of folders"));
+            assert!(sealed.files.is_empty());
+            assert_eq!(spool.waiting(), [sealed]);
+        }
     }
 }

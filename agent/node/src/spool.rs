@@ -39,7 +39,12 @@ impl Spool {
     pub(crate) fn commit(&self, set: &SealedSet, staging: &Path) -> std::io::Result<()> {
         let text = serde_json::to_vec(set)?;
         write_durably(&staging.join("set.json"), &text)?;
-        std::fs::rename(staging, self.folder.join(set.id()))?;
+        let folder = self.folder.join(set.id());
+        // Killed after this point the time before: that set waits already.
+        if folder.join("set.json").exists() {
+            return std::fs::remove_dir_all(staging);
+        }
+        std::fs::rename(staging, folder)?;
         std::fs::File::open(&self.folder)?.sync_all()
     }
 
@@ -70,10 +75,24 @@ impl Spool {
         self.folder.join(set.id()).join(blake3)
     }
 
-    /// Uploads everything that waits; what fails stays and is reported.
+    /// Uploads everything that waits; what fails stays and is reported, what is refused for good is
+    /// uploaded as refused.
     pub(crate) async fn upload_once(&self, results: &Results) {
         for set in self.waiting() {
-            match results.upload(&set, self).await {
+            let mut outcome = results.upload(&set, self).await;
+            if let Err(error) = &outcome
+                && error.is_final()
+            {
+                tracing::warn!(set = set.id(), %error, "refused for good");
+                let refused = Some(error.to_string());
+                let said = SealedSet { files: Vec::new(), refused, ..set.clone() };
+                outcome = match results.upload(&said, self).await {
+                    // There is a set of this name already: it counts.
+                    Err(error) if error.is_final() => Ok(()),
+                    outcome => outcome,
+                };
+            }
+            match outcome {
                 Ok(()) => {
                     tracing::info!(set = set.id(), "uploaded");
                     if let Err(error) = std::fs::remove_dir_all(self.folder.join(set.id())) {
@@ -136,6 +155,7 @@ mod tests {
             step: 0,
             node: "ml1".to_owned(),
             files: Vec::new(),
+            refused: None,
         };
         let staging = spool.stage(&set).unwrap();
         spool.commit(&set, &staging).unwrap();

@@ -6,7 +6,7 @@
 
 use crate::config::Config;
 use crate::results::{Results, ResultsError};
-use crate::seal::SealError;
+use crate::seal::{SealError, Writers};
 use crate::spool::Spool;
 use crate::work::WorkFolder;
 use rackwright_wire::volume::{SEAL_MARKER, VolumeRequest, pins_folder, version_folder};
@@ -177,16 +177,16 @@ impl Volumes {
                 if std::fs::remove_file(folder.path().join(SEAL_MARKER)).is_err() {
                     continue;
                 }
-                if let Err(error) = self.seal(folder).await {
+                if let Err(error) = self.seal(folder, Writers::Running).await {
                     tracing::warn!(volume, %error, cause = ?std::error::Error::source(&error), "sealing failed");
                 }
             }
         }
     }
 
-    async fn seal(&self, folder: WorkFolder) -> Result<(), VolumeError> {
+    async fn seal(&self, folder: WorkFolder, writers: Writers) -> Result<(), VolumeError> {
         let (node, spool) = (self.node.clone(), self.spool.clone());
-        let sealing = tokio::task::spawn_blocking(move || folder.seal_new(&node, &spool));
+        let sealing = tokio::task::spawn_blocking(move || folder.seal_new(&node, &spool, writers));
         match sealing.await {
             Ok(sealed) => Ok(sealed?),
             Err(cause) => Err(VolumeError::BadRequest { detail: cause.to_string() }),
@@ -200,7 +200,7 @@ impl Volumes {
         if !folder.path().exists() {
             return Ok(());
         }
-        self.seal(folder.clone()).await?;
+        self.seal(folder.clone(), Writers::Ended).await?;
         if tokio::time::timeout(UPLOAD_WAIT, self.spool.upload_once(&self.results)).await.is_err() {
             tracing::warn!("the results server is slow or away: sealed sets follow later");
         }

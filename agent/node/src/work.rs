@@ -3,7 +3,7 @@
 //! `checkpoints/<step>/` (decimal; made elsewhere and renamed in) and `results/` are what counts.
 //! The folders above the attempt's belong to root alone, so no other user of the server gets in.
 
-use crate::seal::{self, SealError};
+use crate::seal::{self, SealError, Writers};
 use crate::spool::Spool;
 use rackwright_wire::sealed::{SEALED_VERSION, SealedSet, SetKind};
 use rackwright_wire::volume::VolumeRequest;
@@ -44,6 +44,7 @@ impl WorkFolder {
             step: 0,
             node: String::new(),
             files: Vec::new(),
+            refused: None,
         };
         Some(Self { path, owner })
     }
@@ -93,29 +94,40 @@ impl WorkFolder {
     ///
     /// # Errors
     /// The first folder that cannot be sealed; what was sealed before stays sealed.
-    pub fn seal_new(&self, node: &str, spool: &Spool) -> Result<(), SealError> {
+    pub fn seal_new(&self, node: &str, spool: &Spool, writers: Writers) -> Result<(), SealError> {
         for (step, folder) in self.finished_checkpoints() {
             let set =
                 SealedSet { kind: SetKind::Checkpoint, step, node: node.to_owned(), ..self.owner.clone() };
-            self.seal_once(&set, &folder, spool)?;
+            self.seal_once(&set, &folder, spool, writers)?;
         }
         let results = self.path.join("results");
         let empty = std::fs::read_dir(&results).map_or(true, |mut entries| entries.next().is_none());
         if !empty {
             let set = SealedSet { node: node.to_owned(), ..self.owner.clone() };
-            self.seal_once(&set, &results, spool)?;
+            self.seal_once(&set, &results, spool, writers)?;
         }
         Ok(())
     }
 
-    fn seal_once(&self, set: &SealedSet, folder: &Path, spool: &Spool) -> Result<(), SealError> {
+    fn seal_once(
+        &self,
+        set: &SealedSet,
+        folder: &Path,
+        spool: &Spool,
+        writers: Writers,
+    ) -> Result<(), SealError> {
         let mark = self.path.join(format!(".sealed-{}", set.id()));
         if mark.exists() {
             return Ok(());
         }
-        seal::seal(set, folder, spool)?;
-        std::fs::File::create(&mark).map_err(|cause| SealError::File { path: mark, cause })?;
-        Ok(())
+        if let Some(why) = seal::seal(set, folder, spool, writers)?.refused {
+            tracing::warn!(set = set.id(), why, "refused");
+        }
+        match std::fs::File::create(&mark) {
+            // No room for the mark: what has ended is not sealed again, and its folder goes next.
+            Err(_) if writers == Writers::Ended => Ok(()),
+            made => made.map(|_mark| ()).map_err(|cause| SealError::File { path: mark, cause }),
+        }
     }
 
     /// Folders with a decimal name; a restored one is this attempt's start, not its work.
@@ -170,12 +182,12 @@ mod tests {
             std::fs::create_dir(&step).unwrap();
             std::fs::write(step.join("state"), text).unwrap();
         }
-        folder.seal_new("ml1", &spool).unwrap();
-        folder.seal_new("ml1", &spool).unwrap();
+        folder.seal_new("ml1", &spool, Writers::Running).unwrap();
+        folder.seal_new("ml1", &spool, Writers::Running).unwrap();
         let ids: Vec<_> = spool.waiting().into_iter().map(|set| set.id()).collect();
         assert_eq!(ids, ["checkpoint-j1-0-1-10"]);
         std::fs::write(folder.path().join("results/scores.jsonl"), "{}\n").unwrap();
-        folder.seal_new("ml1", &spool).unwrap();
+        folder.seal_new("ml1", &spool, Writers::Running).unwrap();
         assert_eq!(spool.waiting().len(), 2);
         folder.remove().unwrap();
         assert!(!dir.path().join("work/vision").exists());

@@ -5,6 +5,7 @@
 
 use crate::manifest::File;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// The version of [`SealedSet`] and [`SetList`] that this build writes.
 pub const SEALED_VERSION: u32 = 1;
@@ -32,8 +33,11 @@ pub struct SealedSet {
     pub step: u64,
     /// The node that sealed it.
     pub node: String,
-    /// Files in path order.
+    /// Files in path order; none when it is refused.
     pub files: Vec<File>,
+    /// Why what the job left could not be kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
 }
 
 /// What `GET /v1/sets` answers.
@@ -45,6 +49,8 @@ pub struct SetList {
     pub version: u32,
     /// Sets that match, in the order of job, task, attempt, step.
     pub sets: Vec<SealedSet>,
+    /// What became of result sets, by id: `20 rows` or `refused: why`; one that is not here waits for the loader.
+    pub outcomes: BTreeMap<String, String>,
 }
 
 /// Results or checkpoint.

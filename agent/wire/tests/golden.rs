@@ -266,9 +266,13 @@ fn data_formats_are_as_recorded() {
         step: 40,
         node: s("ml1"),
         files: manifest().files,
+        refused: None,
     };
     golden("sealed-v1", &set);
-    golden("sets-v1", &SetList { version: SEALED_VERSION, sets: vec![set] });
+    golden(
+        "sets-v1",
+        &SetList { version: SEALED_VERSION, outcomes: [(set.id(), s("20 rows"))].into(), sets: vec![set] },
+    );
 }
 
 #[test]

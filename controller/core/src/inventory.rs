@@ -165,6 +165,13 @@ pub struct Contract {
     pub since: Date,
 }
 
+impl Contract {
+    /// Price of an hour: a month has 730.
+    pub fn hourly(&self) -> Money {
+        Money::new(self.monthly.micros() / 730, self.monthly.currency())
+    }
+}
+
 /// How to log in to a server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Ssh {

@@ -121,12 +121,13 @@ impl Cluster {
         }
         let nodes = self.nodes_by_name().await?;
         for server in &inventory.servers {
-            let marked = nodes.get(&server.name).is_some_and(|node| {
+            let live = nodes.get(&server.name);
+            let marked = live.is_some_and(|node| {
                 let node = serde_json::to_value(node).unwrap_or_default();
-                objects::node_patch(server.role, &node).is_none()
+                objects::node_patch(server, &node).is_none()
             });
             if !marked {
-                found.push(objects::node_difference(&server.name, server.role));
+                found.push(objects::node_difference(server, live.is_some()));
             }
         }
         Ok(found)
@@ -196,9 +197,8 @@ impl Cluster {
         let Some(node) = node else {
             return Err("not registered".to_owned());
         };
-        let role = inventory.server(name).map(|server| server.role);
         let live = serde_json::to_value(node).unwrap_or_default();
-        if let Some(patch) = role.and_then(|role| objects::node_patch(role, &live)) {
+        if let Some(patch) = inventory.server(name).and_then(|server| objects::node_patch(server, &live)) {
             let nodes: Api<Node> = Api::all(self.client.clone());
             let done = nodes.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await;
             done.map_err(|error| format!("its marks: {error}"))?;

@@ -36,25 +36,39 @@ pub struct Conditions {
     etcd: Asker,
     api: Asker,
     watched: Arc<Mutex<BTreeMap<String, Reached>>>,
+    /// True once no control server can bring any of them about.
+    hopeless: tokio::sync::watch::Sender<bool>,
 }
 
 impl Conditions {
     /// Nothing is asked before somebody waits.
     pub fn new(rack: Arc<Rack>, controls: Vec<Control>, etcd: Asker, api: Asker) -> Self {
-        Self { rack, controls: controls.into(), etcd, api, watched: Arc::default() }
+        let hopeless = tokio::sync::watch::Sender::new(false);
+        Self { rack, controls: controls.into(), etcd, api, watched: Arc::default(), hopeless }
+    }
+
+    /// No control server can bring a state about any more: whoever waits is told now.
+    pub fn give_up(&self) {
+        self.hopeless.send_replace(true);
     }
 
     /// Waits until a state is true: `etcd:quorum` or `api:ready`.
     ///
     /// # Errors
-    /// Says why when no such state exists.
+    /// Says why when no such state exists, or none can be reached any more.
     pub async fn reached(&self, state: &str) -> Result<(), String> {
         let watch = {
             let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
             let start = || Self::watch(self.clone(), state.to_owned()).boxed().shared();
             watched.entry(state.to_owned()).or_insert_with(start).clone()
         };
-        watch.await
+        let mut hopeless = self.hopeless.subscribe();
+        tokio::select! {
+            reached = watch => reached,
+            Ok(_) = hopeless.wait_for(|hopeless| *hopeless) => {
+                Err(format!("{state} cannot come true: every control server has failed or is away"))
+            }
+        }
     }
 
     /// Whether the API answers now, and through which control server.
@@ -125,6 +139,36 @@ impl Conditions {
                 tracing::trace!(server = control.server, port, path, %error, "not yet");
                 false
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connect::FirstUse;
+    use crate::ledger::HostLedger;
+    use crate::pki::Authorities;
+    use crate::ramp::Patience;
+    use crate::state::StateDir;
+
+    #[tokio::test]
+    async fn whoever_waits_is_told_when_no_control_server_is_left() {
+        let _first_wins = rustls::crypto::ring::default_provider().install_default();
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::at(folder.path()).unwrap();
+        let now = 1_790_000_000;
+        let authorities = Authorities::open(&state, "lab", now).unwrap();
+        let asker = || Asker::new(&authorities.client("etcd", "probe", "", 60, now).unwrap()).unwrap();
+        let ledger = HostLedger::open(&state).unwrap();
+        let rack = Rack::new(Vec::new(), ledger, FirstUse::Refuse, Patience::default());
+        let conditions = Conditions::new(Arc::new(rack), Vec::new(), asker(), asker());
+        let first = conditions.clone();
+        let waiting = tokio::spawn(async move { first.reached("api:ready").await });
+        tokio::task::yield_now().await;
+        conditions.give_up();
+        for told in [waiting.await.unwrap(), conditions.reached("etcd:quorum").await] {
+            assert!(told.unwrap_err().contains("every control server has failed"), "early or late");
         }
     }
 }

@@ -230,6 +230,9 @@ impl Driver {
         let runs = Runs::new(wait);
         let mut cluster = Box::pin(self.settle(saved, &runs));
         let mut settled = None;
+        if self.is_hopeless(&outcomes) {
+            self.conditions.give_up();
+        }
         while settled.is_none() && !(running.is_empty() && self.is_hopeless(&outcomes)) || !running.is_empty()
         {
             if running.is_empty() {
@@ -241,6 +244,9 @@ impl Driver {
                         runs.give_up(&server);
                     }
                     outcomes.insert(server, outcome);
+                    if self.is_hopeless(&outcomes) {
+                        self.conditions.give_up();
+                    }
                 }
                 result = &mut cluster, if settled.is_none() => settled = Some((result, started.elapsed())),
             }

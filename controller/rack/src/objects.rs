@@ -2,7 +2,7 @@
 //!
 //! An object is as wanted when everything that we say about it is so; what others added stays theirs.
 
-use rackwright_core::inventory::{Inventory, Role};
+use rackwright_core::inventory::{Inventory, Role, Server};
 use rackwright_wire::step::Difference;
 use serde_json::{Value, json};
 
@@ -79,25 +79,35 @@ fn csi_driver() -> Value {
     })
 }
 
-/// The label and the taints that a role means for its node.
-pub fn node_marks(role: Role) -> (Value, Vec<Value>) {
+/// What an hour of a server costs: caps on a job's money count with it.
+const PRICE: &str = "rackwright.dev/price-per-hour";
+
+/// Label, annotation and taints that a server's role and contract mean for its node.
+fn node_marks(server: &Server) -> (Value, Value, Vec<Value>) {
+    let role = server.role;
     let taint = |key: &str| vec![json!({ "key": key, "effect": "NoSchedule" })];
     let taints = match role {
         Role::Control => taint("rackwright.dev/control"),
         Role::Ml => taint("rackwright.dev/jobs"),
         Role::Data | Role::Results | Role::Dev => Vec::new(),
     };
-    (json!({ "rackwright.dev/role": role.name() }), taints)
+    let annotations = match &server.contract {
+        Some(contract) => json!({ PRICE: contract.hourly().to_string() }),
+        None => json!({}),
+    };
+    (json!({ "rackwright.dev/role": role.name() }), annotations, taints)
 }
 
-/// The merge patch that gives a node its role's marks, or `None` when it has them. Other people's labels
-/// and taints stay.
-pub fn node_patch(role: Role, node: &Value) -> Option<Value> {
-    let (labels, wanted) = node_marks(role);
+/// The merge patch that gives a node its server's marks, or `None` when it has them. Other people's labels,
+/// annotations and taints stay.
+pub fn node_patch(server: &Server, node: &Value) -> Option<Value> {
+    let (labels, annotations, wanted) = node_marks(server);
     let live = |pointer| node.pointer(pointer).cloned().unwrap_or(Value::Null);
     let mut patch = serde_json::Map::new();
-    if !contains(&live("/metadata/labels"), &labels) {
-        patch.insert("metadata".to_owned(), json!({ "labels": labels }));
+    let marked = contains(&live("/metadata/labels"), &labels)
+        && contains(&live("/metadata/annotations"), &annotations);
+    if !marked {
+        patch.insert("metadata".to_owned(), json!({ "labels": labels, "annotations": annotations }));
     }
     let mut taints = live("/spec/taints").as_array().cloned().unwrap_or_default();
     let missing: Vec<Value> =
@@ -132,15 +142,16 @@ pub fn difference(wanted: &Value, live: Option<&Value>) -> Option<Difference> {
 pub fn all_missing(inventory: &Inventory) -> Vec<Difference> {
     let objects = wanted();
     let objects = objects.iter().filter_map(|object| difference(object, None));
-    let nodes = inventory.servers.iter().map(|server| node_difference(&server.name, server.role));
+    let nodes = inventory.servers.iter().map(|server| node_difference(server, false));
     objects.chain(nodes).collect()
 }
 
-/// The difference of a node that has not its role's marks, or that does not exist.
-pub fn node_difference(node: &str, role: Role) -> Difference {
+/// The difference of a node that has not its server's marks, or that does not exist.
+pub fn node_difference(server: &Server, exists: bool) -> Difference {
+    let verb = if exists { "mark" } else { "register" };
     Difference {
-        step: node_step(node),
-        summary: format!("register node {node} as {role}"),
+        step: node_step(&server.name),
+        summary: format!("{verb} node {} as {}", server.name, server.role),
         detail: String::new(),
     }
 }
@@ -216,19 +227,33 @@ mod tests {
         assert!(difference(&serve_role(), Some(&role)).unwrap().detail.starts_with("rules: "));
     }
 
+    fn server() -> Server {
+        let lab = include_str!("../../../inventory/lab.toml");
+        let inventory = Inventory::parse("inventory/lab.toml", lab).unwrap();
+        inventory.server("ml1").unwrap().clone()
+    }
+
     #[test]
     fn a_node_keeps_what_others_put_on_it() {
         let node = json!({
             "metadata": { "labels": { "zone": "a" } },
             "spec": { "taints": [{ "key": "other", "effect": "NoExecute" }] },
         });
-        let patch = node_patch(Role::Ml, &node).unwrap();
+        let server = server();
+        let patch = node_patch(&server, &node).unwrap();
+        assert_eq!(
+            patch["metadata"]["annotations"],
+            json!({ "rackwright.dev/price-per-hour": "0.252054 EUR" })
+        );
         assert_eq!(patch["metadata"]["labels"], json!({ "rackwright.dev/role": "ml" }));
         assert_eq!(patch["spec"]["taints"].as_array().unwrap().len(), 2);
         let marked = json!({
-            "metadata": { "labels": { "rackwright.dev/role": "ml" } },
+            "metadata": patch["metadata"],
             "spec": { "taints": [{ "key": "rackwright.dev/jobs", "effect": "NoSchedule", "timeAdded": "x" }] },
         });
-        assert_eq!(node_patch(Role::Ml, &marked), None);
+        assert_eq!(node_patch(&server, &marked), None);
+        let mut dearer = marked;
+        dearer["metadata"]["annotations"][PRICE] = json!("0.25 EUR");
+        assert!(node_patch(&server, &dearer).is_some());
     }
 }

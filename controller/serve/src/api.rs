@@ -5,7 +5,9 @@
 use rackwright_core::cost::UsageRow;
 use rackwright_core::job::{CheckpointRef, DatasetPin, JobPhase, JobSpec, Outcome, PodState, TaskCounts};
 use rackwright_store::{AttemptRow, AuditRow, JobRow, Role, TokenRow};
-use rackwright_wire::id::{JobId, JobName, NodeName, Owner, PodKey, Project, Team};
+use rackwright_wire::id::{AttemptNo, JobId, JobName, NodeName, Owner, PodKey, Project, TaskIndex, Team};
+use rackwright_wire::sealed::SetKind;
+use rackwright_wire::units::Money;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -122,6 +124,36 @@ pub struct Job {
     pub waiting: Option<String>,
 }
 
+/// What a job left.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Results {
+    /// Sealed sets, in the order of task, attempt, step.
+    pub sets: Vec<ResultSet>,
+}
+
+/// One sealed set.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ResultSet {
+    /// Its id: the value of the results table's column `set`.
+    pub id: String,
+    /// What it is.
+    pub kind: SetKind,
+    /// The task that wrote it.
+    pub task: TaskIndex,
+    /// The attempt that wrote it.
+    pub attempt: AttemptNo,
+    /// Checkpoints: the step.
+    pub step: u64,
+    /// The node that it was written on.
+    pub node: String,
+    /// Files.
+    pub files: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// `20 rows`, `kept`, or `refused: why`; unset while it waits to be loaded.
+    pub outcome: Option<String>,
+}
+
 /// What a cancel did.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Cancelled {
@@ -180,6 +212,8 @@ pub struct NodeSummary {
     pub datasets: BTreeMap<String, Vec<String>>,
     /// Keys of its taints.
     pub taints: Vec<String>,
+    /// What an hour of it costs, when its contract says.
+    pub price_per_hour: Option<Money>,
 }
 
 /// Room that pods hold.

@@ -23,7 +23,7 @@ use labels::NodeBook;
 use rackwright_core::data::{Dataset, Place};
 use rackwright_store::{SqliteStore, StoreError};
 use rackwright_wire::manifest::{Held, Manifest, ManifestError, SignedManifest, Wanted};
-use rackwright_wire::sealed::{SealedSet, SetKind};
+use rackwright_wire::sealed::{SealedSet, SetKind, SetList};
 use ring::signature::Ed25519KeyPair;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -201,12 +201,22 @@ impl DataPlane {
         job: &str,
         task: u32,
     ) -> Result<Option<SealedSet>, Error> {
-        let sets =
-            self.inner.agents.sets(&self.inner.sets.server, &format!("checkpoint-{job}-{task}-")).await?;
-        let ours = sets.into_iter().filter(|set| {
-            set.kind == SetKind::Checkpoint && set.team == team && set.project == project && set.job == job
-        });
-        Ok(ours.filter(|set| set.task == task).max_by_key(|set| (set.step, set.attempt)))
+        let prefix = format!("checkpoint-{job}-{task}-");
+        let filter = [("prefix", prefix.as_str()), ("team", team), ("project", project), ("job", job)];
+        let sets = self.inner.agents.sets(&self.inner.sets.server, &filter).await?.sets;
+        let whole = sets
+            .into_iter()
+            .filter(|set| set.kind == SetKind::Checkpoint && set.task == task && set.refused.is_none());
+        Ok(whole.max_by_key(|set| (set.step, set.attempt)))
+    }
+
+    /// What a job left: sealed result sets and checkpoints.
+    ///
+    /// # Errors
+    /// The server that keeps sealed sets does not answer.
+    pub async fn sets(&self, team: &str, project: &str, job: &str) -> Result<SetList, Error> {
+        let filter = [("team", team), ("project", project), ("job", job)];
+        self.inner.agents.sets(&self.inner.sets.server, &filter).await
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

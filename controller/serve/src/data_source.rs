@@ -1,11 +1,12 @@
 //! What the loop and the HTTP interface ask of the data plane.
 
-use crate::data::DataPlane;
+use crate::data::{self, DataPlane};
 use crate::problem::Chain;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use rackwright_core::job::{CheckpointRef, DatasetPin, JobRecord};
 use rackwright_wire::id::{DatasetName, DatasetVersion, TaskIndex};
+use rackwright_wire::sealed::SetList;
 use std::fmt::Debug;
 
 /// Answers about dataset versions and checkpoints.
@@ -15,6 +16,8 @@ pub(crate) trait DataSource: Debug + Send + Sync + 'static {
     /// The newest checkpoint of a task that is stored off its node; `None` when there is none, or when
     /// that cannot be told now.
     fn checkpoint<'a>(&'a self, job: &'a JobRecord, task: TaskIndex) -> BoxFuture<'a, Option<Checkpoint>>;
+    /// What a job left, results and checkpoints; an error while the server that keeps them does not answer.
+    fn sets<'a>(&'a self, job: &'a JobRecord) -> BoxFuture<'a, Result<SetList, data::Error>>;
 }
 
 /// A sealed checkpoint and the attempt that wrote it.
@@ -55,6 +58,14 @@ impl DataSource for Plane {
                     None
                 }
             }
+        }
+        .boxed()
+    }
+
+    fn sets<'a>(&'a self, job: &'a JobRecord) -> BoxFuture<'a, Result<SetList, data::Error>> {
+        async move {
+            let (team, project, id) = (job.team.as_str(), job.spec.project.as_str(), job.id.to_string());
+            self.0.sets(team, project, &id).await
         }
         .boxed()
     }

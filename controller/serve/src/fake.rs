@@ -43,7 +43,8 @@ impl FakeCluster {
     /// Adds or changes a node.
     pub(crate) fn node(&self, name: &str, ready: bool) {
         let node: Node = serde_json::from_value(json!({
-            "metadata": {"name": name, "labels": {"rackwright.dev/role": "ml"}},
+            "metadata": {"name": name, "labels": {"rackwright.dev/role": "ml"},
+                "annotations": {"rackwright.dev/price-per-hour": "3600 EUR"}},
             "spec": {"taints": [{"key": "rackwright.dev/jobs", "effect": "NoSchedule"}]},
             "status": {
                 "allocatable": {"cpu": "4", "memory": "4Gi", "pods": "110"},

@@ -9,6 +9,7 @@ mod input;
 mod jobs;
 mod logs;
 mod openapi;
+mod results;
 mod status;
 
 use crate::app::App;
@@ -32,6 +33,7 @@ pub(crate) fn router(app: App, more: Option<Router>) -> Router {
         .route("/v1/jobs/{id}/explain", get(jobs::explain))
         .route("/v1/jobs/{id}/cancel", post(jobs::cancel))
         .route("/v1/jobs/{id}/logs", get(logs::show))
+        .route("/v1/jobs/{id}/results", get(results::show))
         .route("/v1/queue", get(cluster::queue))
         .route("/v1/nodes", get(cluster::nodes))
         .route("/v1/usage", get(cluster::usage))

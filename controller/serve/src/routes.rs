@@ -77,6 +77,7 @@ pub(crate) const ROUTES: &[Route] = &[
         get("/v1/jobs/{id}/logs", VIEWER, None, "Output of one attempt; of the newest when none is named."),
         &["task", "attempt", "follow"],
     ),
+    get("/v1/jobs/{id}/results", VIEWER, Some("Results"), "What a job left, and whether it is loaded."),
     get("/v1/queue", VIEWER, Some("Queue"), "What waits, in the order in which it is tried, and why."),
     get("/v1/nodes", VIEWER, Some("NodeList"), "Nodes with their room, data and what takes room on them."),
     with(

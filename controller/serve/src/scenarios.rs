@@ -9,6 +9,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use rackwright_core::job::{CheckpointRef, DatasetPin, JobRecord};
 use rackwright_wire::id::{DatasetName, TaskIndex};
+use rackwright_wire::sealed::{SEALED_VERSION, SealedSet, SetKind, SetList};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -37,6 +38,27 @@ impl DataSource for Checkpoints {
     }
     fn checkpoint<'a>(&'a self, _: &'a JobRecord, _: TaskIndex) -> BoxFuture<'a, Option<Checkpoint>> {
         async { self.0.lock().unwrap().clone() }.boxed()
+    }
+    fn sets<'a>(&'a self, job: &'a JobRecord) -> BoxFuture<'a, Result<SetList, crate::data::Error>> {
+        async move {
+            let set = |attempt, refused: Option<&str>| SealedSet {
+                version: SEALED_VERSION,
+                kind: SetKind::Results,
+                team: job.team.to_string(),
+                project: job.spec.project.to_string(),
+                job: job.id.to_string(),
+                task: 0,
+                attempt,
+                step: 0,
+                node: "ml1".to_owned(),
+                files: Vec::new(),
+                refused: refused.map(str::to_owned),
+            };
+            let sets = vec![set(1, Some("too much")), set(2, None), set(3, None)];
+            let outcomes = [(sets[1].id(), "20 rows".to_owned())].into();
+            Ok(SetList { version: SEALED_VERSION, sets, outcomes })
+        }
+        .boxed()
     }
 }
 
@@ -341,6 +363,49 @@ async fn a_retry_resumes_from_the_newest_checkpoint() {
     let env = pod["spec"]["containers"][0]["env"].as_array().unwrap();
     assert!(env.contains(&json!({"name": "RACKWRIGHT_RESUME_STEP", "value": "20"})), "{env:?}");
     assert_eq!(pod["spec"]["volumes"][0]["csi"]["volumeAttributes"]["resume"], set.set);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_money_cap_ends_a_job_by_what_its_node_says_that_an_hour_costs() {
+    let mut rig = Rig::new(FakeCluster::with_node("ml1"), None).await;
+    let priced = async || !rig.get("/v1/nodes").await["nodes"][0]["price_per_hour"].is_null();
+    rig.until("the price", priced).await;
+    let id = rig.submit(json!({"money_cap": "0.01 EUR"})).await;
+    let pod = format!("{id}-0-1");
+    rig.pod(&pod).await;
+    rig.cluster.run(&pod);
+    let job = rig.job(&id, |job| job["job"]["outcome"] == "money_cap").await;
+    assert_eq!(job["job"]["phase"], "finished", "{job:#}");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn what_does_not_start_in_its_place_says_what_the_kubelet_says() {
+    let mut rig = Rig::new(FakeCluster::with_node("ml1"), None).await;
+    let id = rig.submit(json!({"image": "docker.io/rackwright/nowhere:1"})).await;
+    let pod = format!("{id}-0-1");
+    rig.pod(&pod).await;
+    let waiting = json!({"reason": "ErrImageNeverPull", "message": "nowhere:1 is not present"});
+    let status = json!({"name": "job", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
+        "state": {"waiting": waiting}});
+    rig.cluster.status(&pod, json!({"phase": "Pending", "containerStatuses": [status]}));
+    let path = format!("/v1/jobs/{id}/explain");
+    let says = |answer: &Value, text: &str| answer["sentence"].as_str().unwrap().contains(text);
+    rig.until("its reason", async || says(&rig.get(&path).await, "does not start: ErrImageNeverPull")).await;
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_job_left_is_told_with_what_became_of_it() {
+    let data = Arc::new(Checkpoints::default()) as Arc<dyn DataSource>;
+    let mut rig = Rig::new(FakeCluster::with_node("ml1"), Some(data)).await;
+    let id = rig.submit(json!({"results": true})).await;
+    let results = rig.get(&format!("/v1/jobs/{id}/results")).await;
+    let sets = results["sets"].as_array().unwrap();
+    let outcomes: Vec<_> = sets.iter().map(|set| set["outcome"].clone()).collect();
+    assert_eq!(outcomes, [json!("refused: too much"), json!("20 rows"), Value::Null]);
+    assert_eq!(sets[1]["id"], format!("results-{id}-0-2-0"));
     rig.stop().await;
 }
 

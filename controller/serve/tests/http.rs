@@ -123,6 +123,14 @@ async fn every_bad_submit_is_a_problem_with_a_code_and_a_hint() {
     let submit = |body: &str| rig.submit(body.to_owned());
     refused(submit("{"), StatusCode::BAD_REQUEST, "malformed-json").await;
     refused(submit(""), StatusCode::BAD_REQUEST, "malformed-json").await;
+    refused(rig.submit(&b"{\"name\": \"\xff\"}"[..]), StatusCode::BAD_REQUEST, "malformed-json").await;
+    refused(submit(&"[".repeat(100_000)), StatusCode::BAD_REQUEST, "malformed-json").await;
+    refused(
+        submit(&format!("{}{}", "[".repeat(1000), "]".repeat(1000))),
+        StatusCode::BAD_REQUEST,
+        "malformed-json",
+    )
+    .await;
     refused(submit("[]"), StatusCode::UNPROCESSABLE_ENTITY, "invalid-job").await;
     refused(submit(&"x".repeat((1 << 20) + 1)), StatusCode::PAYLOAD_TOO_LARGE, "body-too-large").await;
     let unknown = json!({"name": "Fit!", "imagee": "x", "resources": {"cpu": "lots", "memroy": "1GiB"}});
@@ -134,6 +142,9 @@ async fn every_bad_submit_is_a_problem_with_a_code_and_a_hint() {
     }
     let dataset = json!({"name": "fit", "image": "i", "datasets": [{"name": "nowhere"}]});
     refused(submit(&dataset.to_string()), StatusCode::UNPROCESSABLE_ENTITY, "unknown-dataset").await;
+    let capped = json!({"name": "fit", "image": "i", "money_cap": "5 EUR"});
+    let body = refused(submit(&capped.to_string()), StatusCode::UNPROCESSABLE_ENTITY, "invalid-job").await;
+    assert_eq!(body["findings"][0]["field"], "money_cap", "no server has a price");
     let key = submit(&job().to_string()).header("Idempotency-Key", "with space");
     refused(key, StatusCode::BAD_REQUEST, "invalid-idempotency-key").await;
     assert_eq!(ok(rig.get("/v1/jobs")).await["jobs"], json!([]), "a refused body changed something");

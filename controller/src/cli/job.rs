@@ -6,7 +6,7 @@ use crate::report::Report;
 use clap::{Args, Subcommand};
 use rackwright_core::job::{JobPhase, Outcome};
 use rackwright_core::sched::Explanation;
-use rackwright_serve::api::{Cancelled, Job, JobList, JobSummary, Queue, Submitted};
+use rackwright_serve::api::{Cancelled, Job, JobList, JobSummary, Queue, ResultSet, Results, Submitted};
 use rackwright_wire::id::JobId;
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
@@ -41,6 +41,11 @@ pub(crate) enum JobCommand {
     },
     /// Print what one task said.
     Logs(LogArgs),
+    /// Show what a job left, and whether its rows are in the results table; exit 3 when something is refused.
+    Results {
+        /// The job's id.
+        id: JobId,
+    },
     /// End a job.
     Cancel {
         /// The job's id.
@@ -179,6 +184,7 @@ pub(crate) async fn run(command: JobCommand, out: Out) -> Result<ExitCode, Repor
             Ok(ExitCode::SUCCESS)
         }
         JobCommand::Logs(args) => logs(&client, &args, out).await,
+        JobCommand::Results { id } => results(&client, id, out).await,
         JobCommand::Cancel { id } => {
             let done: Cancelled = client.post(&format!("/v1/jobs/{id}/cancel"), &()).await?;
             let word = if done.already_ended { "had ended before" } else { "is being stopped" };
@@ -344,6 +350,29 @@ async fn logs(client: &Client, args: &LogArgs, out: Out) -> Result<ExitCode, Rep
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn results(client: &Client, id: JobId, out: Out) -> Result<ExitCode, Report> {
+    let results: Results = client.get(&format!("/v1/jobs/{id}/results")).await?;
+    out.data(left(&results.sets), &results);
+    let is_refused = |set: &ResultSet| set.outcome.as_ref().is_some_and(|text| text.starts_with("refused"));
+    let refused = results.sets.iter().any(is_refused);
+    Ok(if refused { ExitCode::from(JOB_FAILED) } else { ExitCode::SUCCESS })
+}
+
+/// Sealed sets as a table.
+fn left(sets: &[ResultSet]) -> String {
+    if sets.is_empty() {
+        return "nothing is sealed yet; a job leaves what it writes to /work/results and /work/checkpoints/STEP"
+            .to_owned();
+    }
+    let mut text = format!("{:<40} {:<8} {:>6} {:>12}  OUTCOME", "SET", "NODE", "FILES", "BYTES");
+    for set in sets {
+        let outcome = set.outcome.as_deref().unwrap_or("waits to be loaded");
+        let _infallible =
+            write!(text, "\n{:<40} {:<8} {:>6} {:>12}  {outcome}", set.id, set.node, set.files, set.bytes);
+    }
+    text
 }
 
 async fn wait(client: &Client, ids: &[JobId], limit: Duration, out: Out) -> Result<ExitCode, Report> {

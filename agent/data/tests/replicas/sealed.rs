@@ -15,6 +15,7 @@ fn checkpoint(step: u64, content: &[u8]) -> SealedSet {
         step,
         node: "ml1".to_owned(),
         files: vec![describe("model.npy", content)],
+        refused: None,
     }
 }
 
@@ -44,6 +45,6 @@ async fn a_set_exists_only_after_its_objects_and_only_once() {
     assert!(list.starts_with("{\"version\":1,\"sets\":[{") && list.contains("\"step\":20"), "{list}");
     assert_eq!(
         answer(client.get(data1.url("/v1/sets?prefix=checkpoint-j2-"))).await.unwrap(),
-        "{\"version\":1,\"sets\":[]}"
+        "{\"version\":1,\"sets\":[],\"outcomes\":{}}"
     );
 }

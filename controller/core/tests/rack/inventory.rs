@@ -60,6 +60,8 @@ const SLIPS: &[(&str, &str, &str)] = &[
     ("more replicas than servers", "target_nodes = 2", "target_nodes = 9"),
     ("success of more than there are", "[lab]\n", "[cluster.success]\nml = 3\n[lab]\n"),
     ("port out of range", "port = 22", "port = 70000"),
+    ("port of ours", "clickhouse_port = 8123", "clickhouse_port = 6443"),
+    ("two databases on one port", "minio_port = 9000", "minio_port = 8123"),
     ("not TOML", "[lab]\n", "[lab\n"),
     ("a server of no lab", "[lab]\nrange = \"10.77.0.0/24\"\n", ""),
 ];

@@ -3,7 +3,7 @@
 use super::settings::Config;
 use super::{Error, TlsFiles};
 use rackwright_wire::manifest::{Held, Wanted};
-use rackwright_wire::sealed::SealedSet;
+use rackwright_wire::sealed::SetList;
 use rackwright_wire::source::{Exported, ScrubReport, SourceFacts, SourceRequest};
 use reqwest::{Client, Method, RequestBuilder};
 use serde::Deserialize;
@@ -26,11 +26,6 @@ const LONG: Duration = Duration::from_hours(24);
 pub(super) struct Agents {
     client: Client,
     ports: BTreeMap<String, u16>,
-}
-
-#[derive(Debug, Deserialize)]
-struct SetList {
-    sets: Vec<SealedSet>,
 }
 
 /// The part of an agent's problem that people read.
@@ -94,10 +89,9 @@ impl Agents {
     }
 
     /// Sealed sets whose id begins with `prefix`.
-    pub(super) async fn sets(&self, server: &str, prefix: &str) -> Result<Vec<SealedSet>, Error> {
-        let request =
-            self.request(Method::GET, server, "/v1/sets")?.query(&[("prefix", prefix)]).timeout(SHORT);
-        json::<SetList>("list sealed sets of", server, request).await.map(|list| list.sets)
+    pub(super) async fn sets(&self, server: &str, filter: &[(&str, &str)]) -> Result<SetList, Error> {
+        let request = self.request(Method::GET, server, "/v1/sets")?.query(filter).timeout(SHORT);
+        json("list sealed sets of", server, request).await
     }
 
     fn request(&self, method: Method, server: &str, path: &str) -> Result<RequestBuilder, Error> {

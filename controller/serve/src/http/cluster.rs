@@ -100,6 +100,7 @@ fn summary(node: &NodeFacts, jobs: Held, others: Held) -> NodeSummary {
         others,
         datasets: versions.collect(),
         taints: node.taints.iter().map(|taint| taint.key.clone()).collect(),
+        price_per_hour: node.price_per_hour,
     }
 }
 

@@ -92,7 +92,7 @@ pub(crate) fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(
 /// # Errors
 /// The bytes are no JSON document.
 pub(crate) fn is_json(bytes: &[u8]) -> Result<(), Problem> {
-    serde_json::from_slice::<serde::de::IgnoredAny>(bytes).map(|_| ()).map_err(|cause| {
+    serde_json::from_slice::<serde_json::Value>(bytes).map(|_| ()).map_err(|cause| {
         Problem::new(StatusCode::BAD_REQUEST, "malformed-json", format!("the body is no JSON: {cause}"))
             .hint("send one JSON object")
     })

@@ -14,11 +14,12 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use rackwright_core::job::{DatasetPin, Finding, JobPhase, JobSpec, Outcome, VersionWanted};
-use rackwright_core::sched::{Explanation, Sched};
+use rackwright_core::sched::{Explanation, Sched, Verdict};
 use rackwright_store::{
     AttemptRow, AuditRow, IdempotencyKey, JobQuery, JobRow, Role, Store as _, StoreError, Submit,
 };
 use rackwright_wire::id::JobId;
+use rackwright_wire::units::Money;
 use serde::Deserialize;
 use std::collections::HashSet;
 use tokio::sync::oneshot;
@@ -39,6 +40,7 @@ pub(super) async fn submit(
         .map_err(|findings| invalid("invalid-job", "the job cannot be accepted", findings))?;
     let digest = serde_json::to_vec(&spec).map(|bytes| blake3::hash(&bytes).to_hex().to_string());
     let digest = digest.map_err(|cause| Problem::internal("read the job", &cause))?;
+    priced(&app, &spec).await?;
     let datasets = resolve(&app, &spec).await?;
     let submit = Submit {
         owner: caller.owner,
@@ -92,6 +94,25 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, Proble
         Problem::new(StatusCode::BAD_REQUEST, "invalid-idempotency-key", "the Idempotency-Key cannot be used")
             .hint("send 1 to 128 visible ASCII characters, such as a UUID")
     })
+}
+
+/// A cap that nothing can be held against would be no cap.
+async fn priced(app: &App, spec: &JobSpec) -> Result<(), Problem> {
+    let Some(cap) = spec.money_cap else { return Ok(()) };
+    let currency = cap.currency();
+    let known = app
+        .ask(move |_, world| {
+            let prices = world.nodes().values().filter_map(|node| node.price_per_hour);
+            prices.map(Money::currency).any(|of| of == currency)
+        })
+        .await?;
+    if known {
+        return Ok(());
+    }
+    let message = format!("is in {currency}, and no server says what its hour costs in that");
+    let hint = "`contract` in the inventory prices a server; GET /v1/nodes shows what is known";
+    let finding = Finding::new("money_cap", message, hint);
+    Err(invalid("invalid-job", "the job cannot be accepted", vec![finding]))
 }
 
 /// The versions that the job will see, whatever is published later.
@@ -289,7 +310,18 @@ pub(super) async fn explain(
 ) -> Result<Json<Explanation>, Problem> {
     let id = job_id(&id)?;
     visible(&app, &caller, id).await?;
-    let explanation = app.ask(move |sched, _| sched.explain(id)).await?;
+    let explain = move |sched: &Sched, world: &World| {
+        let mut explanation = sched.explain(id)?;
+        // It has its places, and yet something does not start: the kubelet says what.
+        if explanation.verdict == Verdict::Placed
+            && let Some(stuck) = live(sched, world, id).into_iter().find(|attempt| attempt.note.is_some())
+        {
+            let note = stuck.note.unwrap_or_default();
+            explanation.sentence = format!("has a place on {}, but does not start: {note}", stuck.node);
+        }
+        Some(explanation)
+    };
+    let explanation = app.ask(explain).await?;
     explanation.map(Json).ok_or_else(|| {
         Problem::new(
             StatusCode::CONFLICT,

@@ -2,9 +2,10 @@
 
 use super::Place;
 use super::watch::Watch;
-use crate::cli::artifacts;
+use crate::cli::artifacts as artifacts_cli;
 use crate::out::Out;
 use crate::report::Report;
+use rackwright_artifacts::{Artifacts, Lock};
 use rackwright_core::finding::Finding;
 use rackwright_core::inventory::Inventory;
 use rackwright_core::playbook::Playbook;
@@ -28,6 +29,8 @@ use std::path::{Path, PathBuf};
 pub(super) async fn driver(place: &Place, out: Out) -> Result<(Driver, Watch), Report> {
     let inventory = inventory(&place.inventory)?;
     let playbooks = playbooks(place.playbooks.as_deref())?;
+    let artifacts = artifacts_cli::load(&place.artifacts)?;
+    release(&inventory, artifacts.lock())?;
     let provider = provider(&inventory);
     let state = StateDir::open(&inventory.cluster.name).map_err(state)?;
     let mut ledger = HostLedger::open(&state).map_err(Report::new)?;
@@ -38,7 +41,7 @@ pub(super) async fn driver(place: &Place, out: Out) -> Result<(Driver, Watch), R
     let authorities = Authorities::open(&state, &inventory.cluster.name, now_s()).map_err(Report::new)?;
     let agent = AgentBinary::open(&beside("rackwright-agent")?)
         .map_err(|error| Report::new(error).help("rackwright-agent must lie beside rackwright"))?;
-    let mut files = cached(place, out).await?;
+    let mut files = cached(&artifacts, out).await?;
     files.push(own("rackwright-agent", &agent)?);
     let controller = AgentBinary::open(&own_path()?).map_err(Report::new)?;
     files.push(own("rackwright", &controller)?);
@@ -185,11 +188,25 @@ fn setup(error: SetupError) -> Report {
     }
 }
 
+/// The lock decides what is built: an inventory that asks for another release is told so.
+fn release(inventory: &Inventory, lock: &Lock) -> Result<(), Report> {
+    let (wanted, name) = (&inventory.cluster.kubernetes, "kube-apiserver");
+    let pinned = lock.artifact(name).map(|artifact| artifact.version.as_str());
+    if pinned == Some(wanted) {
+        return Ok(());
+    }
+    let pinned = pinned.unwrap_or("no release");
+    Err(Report::new(format!("build Kubernetes {wanted}: the artifact lock pins {pinned}"))
+        .help(format!(
+            "write `kubernetes = \"{pinned}\"` into the inventory, or name another lock with --lock"
+        ))
+        .exit(Report::BAD_INPUT))
+}
+
 /// The lock's artifacts, had first where they are missing.
-async fn cached(place: &Place, out: Out) -> Result<Vec<LocalArtifact>, Report> {
-    let artifacts = artifacts::load(&place.artifacts)?;
+async fn cached(artifacts: &Artifacts, out: Out) -> Result<Vec<LocalArtifact>, Report> {
     let names: Vec<&str> = artifacts.lock().artifacts.iter().map(|artifact| artifact.name.as_str()).collect();
-    let resolved = artifacts.ensure(&names, artifacts::progress(out).as_ref()).await;
+    let resolved = artifacts.ensure(&names, artifacts_cli::progress(out).as_ref()).await;
     let resolved = resolved.map_err(Report::new)?;
     // Playbooks call an image by its short name, which a binary of the lock may have too.
     let local = |of: rackwright_artifacts::Resolved| {

@@ -32,8 +32,8 @@ pub(super) fn data(root: &Table<'_, '_>, findings: &mut Findings<'_>) -> Option<
         let hint = "a folder on the data disk, such as `/data/rackwright`: databases go beside it";
         findings.add(&dir.at, "bad-path", "`data_dir` lies in the root folder", hint);
     }
-    let mut port = |key, default| table.integer(key, 1..=65_535, findings).map_or(default, |port| port.value);
-    let (clickhouse_port, minio_port) = (port("clickhouse_port", 8123), port("minio_port", 9000));
+    let clickhouse_port = port(&table, "clickhouse_port", 8123, None, findings);
+    let minio_port = port(&table, "minio_port", 9000, Some(("ClickHouse", clickhouse_port)), findings);
     let mut word = |key| plain_word(&table, key, "rackwright", findings);
     let (clickhouse_user, minio_access_key) = (word("clickhouse_user"), word("minio_access_key"));
     let s3_endpoint = endpoint(&table, findings);
@@ -49,6 +49,41 @@ pub(super) fn data(root: &Table<'_, '_>, findings: &mut Findings<'_>) -> Option<
         minio_access_key,
         minio_secret_key: minio_secret_key?,
     })
+}
+
+/// What listens on a rack's servers besides the databases.
+const TAKEN: [(u16, &str); 13] = [
+    (22, "SSH"),
+    (2379, "etcd"),
+    (2380, "etcd"),
+    (2381, "etcd"),
+    (6443, "the Kubernetes API"),
+    (7443, "the controller"),
+    (7445, "the agent's proxy"),
+    (7446, "the agent's data unit"),
+    (10_248, "the kubelet"),
+    (10_249, "kube-proxy"),
+    (10_250, "the kubelet"),
+    (10_256, "kube-proxy"),
+    (10_257, "kube-controller-manager"),
+];
+
+/// A port that nobody else listens on.
+fn port(
+    table: &Table<'_, '_>,
+    key: &str,
+    default: u16,
+    other: Option<(&str, u16)>,
+    findings: &mut Findings<'_>,
+) -> u16 {
+    let Some(port) = table.integer(key, 1..=65_535, findings) else { return default };
+    let ours = TAKEN.iter().find(|(taken, _)| *taken == port.value).map(|(_, by)| *by);
+    let other = other.filter(|(_, taken)| *taken == port.value).map(|(by, _)| by);
+    if let Some(by) = ours.or(other) {
+        let message = format!("`{key} = {}` is the port of {by}", port.value);
+        findings.add(&port.at, "port-clash", message, format!("another one, such as {default}"));
+    }
+    port.value
 }
 
 /// `http(s)://host[:port]`: nothing that a configuration file would have to quote.
