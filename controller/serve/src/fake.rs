@@ -30,6 +30,7 @@ struct State {
     next_uid: u32,
     away: bool,
     lose_replies: u32,
+    silent_logs: u32,
 }
 
 impl FakeCluster {
@@ -67,6 +68,11 @@ impl FakeCluster {
     /// The next creations happen, but their answers are lost.
     pub(crate) fn lose_replies(&self, count: u32) {
         self.0.lock().unwrap().lose_replies = count;
+    }
+
+    /// The next readings of a log are never answered.
+    pub(crate) fn silence_logs(&self, count: u32) {
+        self.0.lock().unwrap().silent_logs = count;
     }
 
     /// Names of the pods that are there.
@@ -282,6 +288,15 @@ impl Cluster for FakeCluster {
     ) -> BoxFuture<'a, Result<String, ClusterError>> {
         async move {
             self.away("log")?;
+            let silent = {
+                let mut state = self.0.lock().unwrap();
+                let left = state.silent_logs;
+                state.silent_logs = left.saturating_sub(1);
+                left > 0
+            };
+            if silent {
+                std::future::pending::<()>().await;
+            }
             Ok(format!("{name} said this\n"))
         }
         .boxed()

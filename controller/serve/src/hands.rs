@@ -32,7 +32,7 @@ const PAUSES: [Duration; 5] = [
 ];
 /// The end of a log that is kept.
 pub(crate) const TAIL_BYTES: usize = 64 * 1024;
-/// A kubelet that does not hand out a log in this time has none to hand out.
+/// How long one reading of a log may take.
 const LOG_PATIENCE: Duration = Duration::from_secs(5);
 /// A log that could not be read so often, a full pass apart, is archived without: a kubelet remembers for
 /// 30 s what the apiserver told it about who may read, and a full pass comes every 30 s.
@@ -327,9 +327,10 @@ impl Shared {
         let name = pod.to_string();
         let read = || async {
             let log = self.tools.cluster.logs(namespace, &name, TAIL_BYTES);
+            // After an absence of the apiserver kubelets take a while to find it again.
             tokio::time::timeout(LOG_PATIENCE, log).await.unwrap_or_else(|_late| {
                 let message = "its kubelet does not answer".to_owned();
-                Err(ClusterError::Refused { doing: format!("read the log of {namespace}/{name}"), message })
+                Err(ClusterError::Failing { doing: format!("read the log of {namespace}/{name}"), message })
             })
         };
         let log = match self.until_answered(read).await {

@@ -291,6 +291,18 @@ async fn a_log_is_not_given_up_while_the_apiserver_is_away() {
 }
 
 #[tokio::test]
+async fn a_log_is_not_given_up_while_its_kubelet_does_not_answer() {
+    let mut rig = Rig::new(FakeCluster::with_node("ml1"), None).await;
+    let id = rig.submit(json!({})).await;
+    let pod = format!("{id}-0-1");
+    rig.pod(&pod).await;
+    rig.cluster.silence_logs(1);
+    rig.cluster.end(&pod, 0);
+    rig.job(&id, |job| job["attempts"][0]["log_tail"] == format!("{pod} said this\n")).await;
+    rig.stop().await;
+}
+
+#[tokio::test]
 async fn a_pod_that_somebody_deletes_is_tried_again_at_no_cost_of_a_retry() {
     let mut rig = Rig::new(FakeCluster::with_node("ml1"), None).await;
     let id = rig.submit(json!({"retries": 0})).await;
