@@ -16,7 +16,7 @@ use crate::seen::{PodSeen, PodState};
 use crate::world::World;
 use futures::stream::BoxStream;
 use futures::{FutureExt as _, StreamExt as _};
-use rackwright_core::job::{Action, Event, JobRecord, What};
+use rackwright_core::job::{Action, Event, JobRecord, Outcome, What};
 use rackwright_core::sched::Sched;
 use rackwright_store::{AuditRow, Batch, JobUpdate, Seq, SqliteStore, Store as _, StoreError};
 use rackwright_wire::id::{JobId, Owner, PodKey};
@@ -344,10 +344,12 @@ impl Brain {
         })
     }
 
-    /// A kubelet that is away hands out no log, and asking it takes its time.
+    /// What was lost with its node left no log that anybody hands out, and asking takes its time. What ended
+    /// by itself did, also where the node is not ready: after an absence of the apiserver no node is at first.
     fn has_log(&self, pod: PodKey) -> bool {
-        let ready = self.sched.attempt(pod).and_then(|attempt| self.world.nodes().get(&attempt.node));
-        ready.is_some_and(|node| node.ready) && self.world.pod_of(pod).is_some()
+        let Some(attempt) = self.sched.attempt(pod) else { return false };
+        let ready = self.world.nodes().get(&attempt.node).is_some_and(|node| node.ready);
+        (ready || attempt.outcome != Some(Outcome::Lost)) && self.world.pod_of(pod).is_some()
     }
 
     fn namespace(&mut self, pod: PodKey) -> Option<String> {

@@ -303,6 +303,21 @@ async fn a_log_is_not_given_up_while_its_kubelet_does_not_answer() {
 }
 
 #[tokio::test]
+async fn a_log_is_read_also_when_its_node_is_not_ready_yet_after_an_absence_of_the_apiserver() {
+    let mut rig = Rig::with_lease(FakeCluster::with_node("ml1"), None, 600).await;
+    let id = rig.submit(json!({})).await;
+    let pod = format!("{id}-0-1");
+    rig.pod(&pod).await;
+    rig.cluster.run(&pod);
+    rig.job(&id, phase_is("running")).await;
+    rig.cluster.node("ml1", false);
+    rig.until("the node", async || rig.get("/v1/nodes").await["nodes"][0]["ready"] == false).await;
+    rig.cluster.end(&pod, 0);
+    rig.job(&id, |job| job["attempts"][0]["log_tail"] == format!("{pod} said this\n")).await;
+    rig.stop().await;
+}
+
+#[tokio::test]
 async fn a_pod_that_somebody_deletes_is_tried_again_at_no_cost_of_a_retry() {
     let mut rig = Rig::new(FakeCluster::with_node("ml1"), None).await;
     let id = rig.submit(json!({"retries": 0})).await;
