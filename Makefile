@@ -39,7 +39,7 @@ unit: tools
 	$(CARGO) test --release --locked --workspace --tests
 
 stories: build ## End-to-end stories on a rack of their own (needs root)
-	@if [ "$$(id -u)" = 0 ]; then $(CARGO) test --release --locked --workspace --test stories -- --test-threads=1; \
+	@if [ "$$(id -u)" = 0 ]; then $(CARGO) test --release --locked --workspace --test stories -- --test-threads=2; \
 	else echo "skipped: the rack stories need root (sudo make stories)"; [ -z "$${CI:-}" ]; fi
 
 bench: tools ## Submits a second, memory with 10,000 jobs, decisions a second

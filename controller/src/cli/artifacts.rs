@@ -97,6 +97,14 @@ pub(crate) async fn run(command: ArtifactsCommand, out: Out) -> Result<ExitCode,
 /// Reads lock and cache.
 pub(crate) fn load(places: &Places) -> Result<Artifacts, Report> {
     let cache = places.cache.clone().unwrap_or_else(Cache::default_dir);
+    if !places.lock.is_file() {
+        return Err(Report::new(format!(
+            "read the artifact lock {}: there is no such file",
+            places.lock.display()
+        ))
+        .help("work in Rackwright's folder, or name its artifacts.lock with --lock")
+        .exit(Report::BAD_INPUT));
+    }
     Artifacts::load_into(&places.lock, cache).map_err(report)
 }
 
