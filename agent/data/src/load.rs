@@ -57,7 +57,7 @@ async fn load_waiting(store: &Store, load: &Load, access: &Clickhouse) -> Result
         let outcome = match rows(store, &set) {
             Ok(rows) => {
                 loader.load(&set, &rows).await?;
-                format!("{} rows\n", rows.count)
+                format!("{} {}\n", rows.count, if rows.count == 1 { "row" } else { "rows" })
             }
             // It will never get better: say so once, keep the set, go on with the others.
             Err(why) => {
