@@ -310,6 +310,28 @@ mod tests {
     }
 
     #[test]
+    fn wrong_types_are_said_in_the_words_of_json() {
+        let body = r#"{"name": 5, "image": ["x"], "datasets": "apt", "env": [1], "retries": -1,
+            "deadline_s": 1.5, "results": "yes", "array": {"count": {}}, "resources": {"cpu": 0.5}}"#;
+        let findings = JobSpec::from_json(body.as_bytes(), &Limits::default()).unwrap_err();
+        let said: Vec<String> = findings
+            .iter()
+            .map(|found| format!("{} {}: {}", found.field, found.message, found.hint))
+            .collect();
+        let expected = [
+            "name is 5: give a text",
+            "image is a list: give a text",
+            "datasets is the text \"apt\": give a list",
+            "env is a list: give an object",
+            "array is an object: give a whole number from 0 to 4294967295",
+            "deadline_s is 1.5: give a whole number, 0 or more",
+            "retries is -1: give a whole number from 0 to 4294967295",
+            "results is the text \"yes\": give true or false",
+        ];
+        assert_eq!(said, expected);
+    }
+
+    #[test]
     fn everything_wrong_is_reported_at_once_and_nothing_is_hidden() {
         let body = r#"{
             "nam": "fit", "image": "no spaces allowed", "retires": 3,

@@ -69,11 +69,43 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Splits `"…: hint"` texts of the unit and id doors, so that the hint stands where hints belong.
+/// Splits `"…: hint"` texts of the unit and id doors, so that the hint stands where hints belong, and says
+/// what serde says of types in the words of JSON.
 fn unreadable(field: &str, error: &str) -> Finding {
+    let mistyped = ["invalid type: ", "invalid value: "].iter().find_map(|start| error.strip_prefix(start));
+    if let Some((found, wanted)) = mistyped.and_then(|rest| rest.split_once(", expected ")) {
+        return Finding::new(
+            field,
+            format!("is {}", found_in_json(found)),
+            format!("give {}", wanted_in_json(wanted)),
+        );
+    }
     match error.split_once(": ") {
         Some((message, hint)) => Finding::new(field, message, hint),
         None => Finding::new(field, error, "see the API reference for its form"),
+    }
+}
+
+fn found_in_json(found: &str) -> String {
+    match found.split_once(' ') {
+        Some(("integer" | "boolean", value)) => value.replace('`', ""),
+        Some(("floating", value)) => value.trim_start_matches("point ").replace('`', ""),
+        Some(("string", value)) => format!("the text {value}"),
+        _ if found == "sequence" => "a list".to_owned(),
+        _ if found == "map" => "an object".to_owned(),
+        _ => found.to_owned(),
+    }
+}
+
+fn wanted_in_json(wanted: &str) -> &str {
+    match wanted {
+        "a string" => "a text",
+        "a sequence" => "a list",
+        "a map" => "an object",
+        "a boolean" => "true or false",
+        "u32" => "a whole number from 0 to 4294967295",
+        "u64" => "a whole number, 0 or more",
+        other => other.strip_prefix("struct ").map_or(other, |_name| "an object"),
     }
 }
 
