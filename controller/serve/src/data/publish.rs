@@ -3,6 +3,7 @@
 use super::{DataPlane, Error, Published, now_ms};
 use crate::problem::Chain;
 use futures::FutureExt as _;
+use futures::future::join_all;
 use rackwright_core::data::{self, Bound, Dataset, Decision};
 use rackwright_store::{DocumentRow, Store as _};
 use rackwright_wire::manifest::{HeldVersion, Manifest, SignedManifest, Wanted};
@@ -173,9 +174,9 @@ impl DataPlane {
             }
         }
         self.renew_wanted().await?;
-        let begun = Instant::now();
+        let (begun, since_ms) = (Instant::now(), now_ms());
         self.inner.changed.notify_one();
-        self.follow(id, begun).await;
+        self.follow(id, begun, since_ms).await;
         if !failures.is_empty() {
             self.note(id, |operation| operation.error = Some(failures.join("; ")));
         }
@@ -271,14 +272,14 @@ impl DataPlane {
     }
 
     /// Notes how far every node is, until all have everything or can go no further for now.
-    async fn follow(&self, id: u64, begun: Instant) {
+    async fn follow(&self, id: u64, begun: Instant, since_ms: u64) {
         let mut stuck_since = Instant::now();
         let mut bytes_before = 0;
         loop {
             let (mut open, mut bytes) = (false, 0);
             let mut rows = self.state().operations.get(&id).map(|op| op.datasets.clone()).unwrap_or_default();
             for row in &mut rows {
-                row.nodes = self.nodes_of(&row.dataset, &row.digest);
+                row.nodes = self.nodes_of(&row.dataset, &row.digest, since_ms);
                 let complete = row.nodes.values().flatten().filter(|version| version.complete).count();
                 bytes += row.nodes.values().flatten().map(|version| version.bytes).sum::<u64>();
                 if complete < row.nodes.len() {
@@ -315,10 +316,17 @@ impl DataPlane {
             .collect()
     }
 
-    fn nodes_of(&self, dataset: &str, digest: &str) -> BTreeMap<String, Option<HeldVersion>> {
+    /// What holders have said of a version since then: one that does not answer now may have lost it.
+    pub(super) fn nodes_of(
+        &self,
+        dataset: &str,
+        digest: &str,
+        since_ms: u64,
+    ) -> BTreeMap<String, Option<HeldVersion>> {
         let state = self.state();
         let version = |server: &String| {
-            let held = state.seen.get(server)?.held.as_ref()?;
+            let seen = state.seen.get(server)?;
+            let held = seen.held.as_ref().filter(|_| seen.error.is_none() && seen.asked_at_ms >= since_ms)?;
             held.datasets.get(dataset)?.iter().find(|version| version.digest == digest).cloned()
         };
         self.holders(dataset).into_iter().map(|server| (server.clone(), version(&server))).collect()
@@ -327,9 +335,16 @@ impl DataPlane {
     async fn scrub(&self, id: u64, servers: Vec<String>) -> Result<(), Error> {
         let servers =
             if servers.is_empty() { self.state().wanted.keys().cloned().collect() } else { servers };
-        for server in servers {
-            let report = self.inner.agents.scrub(&server).await?;
+        // All at once: one that is dead or slow keeps none of the others.
+        let scrubs = servers.iter().map(async |server| {
+            let report = self.inner.agents.scrub(server).await;
+            let report = report.map_err(|error| format!("{server}: failed to {}", Chain(&error)))?;
             self.note(id, |operation| operation.scrubs.push(report));
+            Ok(())
+        });
+        let failures: Vec<String> = join_all(scrubs).await.into_iter().filter_map(Result::err).collect();
+        if !failures.is_empty() {
+            self.note(id, |operation| operation.error = Some(failures.join("; ")));
         }
         self.inner.changed.notify_one();
         Ok(())

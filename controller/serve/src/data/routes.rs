@@ -133,6 +133,9 @@ async fn scrub(
     Json(wanted): Json<ScrubWanted>,
 ) -> Result<(StatusCode, Json<Operation>), Problem> {
     caller.require(Role::Operator)?;
+    if let Some(name) = wanted.servers.iter().find(|name| !plane.state().wanted.contains_key(*name)) {
+        return Err(unknown("server with data", name));
+    }
     let id = plane.start_scrub(wanted.servers);
     Ok((StatusCode::ACCEPTED, find(&plane, id)?))
 }

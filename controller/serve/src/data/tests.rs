@@ -2,7 +2,7 @@
 //! nodes are a book of our own.
 
 use super::labels::{NodeBook, NodeHas};
-use super::{Config, DataPlane, Error, ServerConfig, SigningFiles, TlsFiles};
+use super::{Config, DataPlane, Error, ServerConfig, SigningFiles, TlsFiles, now_ms};
 use axum::Router;
 use axum::routing::get;
 use base64::Engine as _;
@@ -334,9 +334,15 @@ async fn a_restarted_controller_goes_on_where_it_was_and_a_failing_source_takes_
     assert_eq!((held.generation, told), (2, 2), "nothing new is wanted after a failed export");
 
     damage_one_object(&rig.path("ml1.data"));
-    let scrub = done(&plane, plane.start_scrub(vec!["ml1".to_owned()])).await;
+    let scrub = done(&plane, plane.start_scrub(vec!["nobody".to_owned(), "ml1".to_owned()])).await;
+    assert!(scrub.error.as_ref().is_some_and(|error| error.starts_with("nobody: failed to ")), "{scrub:?}");
     assert_eq!((scrub.scrubs[0].found(), scrub.scrubs[0].repaired()), (1, 1), "{scrub:?}");
     assert!(scrub.lines()[0].contains("1 damaged, 1 repaired"));
+
+    assert!(plane.nodes_of("indexes", &digest, 0)["ml2"].is_some());
+    assert!(plane.nodes_of("indexes", &digest, now_ms() + 60_000)["ml2"].is_none(), "said before, not now");
+    plane.state().seen.get_mut("ml2").unwrap().error = Some("no answer".to_owned());
+    assert!(plane.nodes_of("indexes", &digest, 0)["ml2"].is_none(), "what is dead holds nothing that counts");
     stop.cancel();
     running.await.unwrap();
     rig.stop.cancel();

@@ -202,6 +202,9 @@ pub(super) async fn list(
 ) -> Result<Json<JobList>, Problem> {
     let mut team = parsed("team", query.team.as_deref())?;
     if caller.role != Role::Operator {
+        if team.is_some_and(|team| team != caller.team) {
+            return Ok(Json(JobList { jobs: Vec::new(), next: None }));
+        }
         team = Some(caller.team);
     }
     let page = app.store.jobs(JobQuery {
