@@ -74,10 +74,7 @@ fn listen(path: &Path) -> Result<UnixListener, ServeError> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(failed)?;
     }
-    match std::fs::remove_file(path) {
-        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => return Err(failed(cause)),
-        Ok(()) | Err(_) => {}
-    }
+    crate::spool::gone(std::fs::remove_file(path)).map_err(failed)?;
     UnixListener::bind(path).map_err(failed)
 }
 

@@ -4,7 +4,7 @@
 //! no symlinks), only plain files count, and while it runs bytes are hashed from our own copy, so that
 //! what is uploaded is what was hashed.
 
-use crate::spool::Spool;
+use crate::spool::{Spool, gone};
 use rackwright_wire::manifest::{CHUNK_BYTES, File};
 use rackwright_wire::sealed::SealedSet;
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
@@ -170,10 +170,7 @@ fn take(mut from: std::fs::File, path: &Path, staging: &Path, writers: Writers) 
     let object = staging.join(&blake3);
     std::fs::rename(&part, &object)?;
     // Two names of one file are left alone by a rename.
-    match std::fs::remove_file(&part) {
-        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => return Err(cause),
-        Ok(()) | Err(_) => {}
-    }
+    gone(std::fs::remove_file(&part))?;
     Ok(File { path: path.to_string_lossy().into_owned(), bytes, blake3, chunks })
 }
 

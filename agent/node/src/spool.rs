@@ -1,7 +1,7 @@
 //! Sealed sets on their way to the results server: `spool/<set id>/` with one file an object and
 //! `set.json` written last. What has no `set.json` is a half-made set of a killed process.
 
-use crate::results::Results;
+use crate::results::{Results, ResultsError};
 use rackwright_wire::sealed::SealedSet;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -26,10 +26,7 @@ impl Spool {
     /// An empty folder for the set's objects.
     pub(crate) fn stage(&self, set: &SealedSet) -> std::io::Result<PathBuf> {
         let staging = self.folder.join(format!("{}.part", set.id()));
-        match std::fs::remove_dir_all(&staging) {
-            Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => return Err(cause),
-            Ok(()) | Err(_) => {}
-        }
+        gone(std::fs::remove_dir_all(&staging))?;
         std::fs::create_dir_all(&staging)?;
         std::fs::set_permissions(&self.folder, std::fs::Permissions::from_mode(0o700))?;
         Ok(staging)
@@ -50,20 +47,21 @@ impl Spool {
 
     /// Sets that are not on the results server yet, oldest id first.
     pub fn waiting(&self) -> Vec<SealedSet> {
-        let Ok(entries) = std::fs::read_dir(&self.folder) else {
-            return Vec::new();
-        };
-        let mut folders: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+        self.folders().into_iter().filter_map(|path| read(&path).ok()).collect()
+    }
+
+    /// Folders of whole sets, in the order of their names.
+    fn folders(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let mut folders: Vec<_> = entries.map(|entry| entry.path()).collect();
         folders.retain(|path| path.extension().is_none());
         folders.sort();
-        folders.into_iter().filter_map(|path| read(&path).ok()).collect()
+        folders
     }
 
     /// Says which sets an earlier or later build left here that this one cannot read: they stay.
     fn warn_of_unreadable(&self) {
-        let folders =
-            std::fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path());
-        for path in folders.filter(|path| path.extension().is_none()) {
+        for path in self.folders() {
             if let Err(cause) = read(&path) {
                 tracing::warn!(path = %path.display(), %cause, "a sealed set cannot be read and is not uploaded");
             }
@@ -75,24 +73,10 @@ impl Spool {
         self.folder.join(set.id()).join(blake3)
     }
 
-    /// Uploads everything that waits; what fails stays and is reported, what is refused for good is
-    /// uploaded as refused.
+    /// Uploads everything that waits; what fails stays and is reported.
     pub(crate) async fn upload_once(&self, results: &Results) {
         for set in self.waiting() {
-            let mut outcome = results.upload(&set, self).await;
-            if let Err(error) = &outcome
-                && error.is_final()
-            {
-                tracing::warn!(set = set.id(), %error, "refused for good");
-                let refused = Some(error.to_string());
-                let said = SealedSet { files: Vec::new(), refused, ..set.clone() };
-                outcome = match results.upload(&said, self).await {
-                    // There is a set of this name already: it counts.
-                    Err(error) if error.is_final() => Ok(()),
-                    outcome => outcome,
-                };
-            }
-            match outcome {
+            match self.deliver(&set, results).await {
                 Ok(()) => {
                     tracing::info!(set = set.id(), "uploaded");
                     if let Err(error) = std::fs::remove_dir_all(self.folder.join(set.id())) {
@@ -107,6 +91,21 @@ impl Spool {
         }
     }
 
+    /// Uploads one set; one that is refused for good is uploaded as refused.
+    async fn deliver(&self, set: &SealedSet, results: &Results) -> Result<(), ResultsError> {
+        let error = match results.upload(set, self).await {
+            Err(error) if error.is_final() => error,
+            outcome => return outcome,
+        };
+        tracing::warn!(set = set.id(), %error, "refused for good");
+        let said = SealedSet { files: Vec::new(), refused: Some(error.to_string()), ..set.clone() };
+        match results.upload(&said, self).await {
+            // There is a set of this name already: it counts.
+            Err(error) if error.is_final() => Ok(()),
+            outcome => outcome,
+        }
+    }
+
     /// Uploads whatever turns up. Never returns.
     pub async fn upload_forever(&self, results: Results) {
         self.warn_of_unreadable();
@@ -116,6 +115,14 @@ impl Spool {
             tick.tick().await;
             self.upload_once(&results).await;
         }
+    }
+}
+
+/// The outcome of a removal: what was not there is gone as well.
+pub(crate) fn gone(removed: std::io::Result<()>) -> std::io::Result<()> {
+    match removed {
+        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => Err(cause),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 

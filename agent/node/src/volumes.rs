@@ -7,7 +7,7 @@
 use crate::config::Config;
 use crate::results::{Results, ResultsError};
 use crate::seal::{SealError, Writers};
-use crate::spool::Spool;
+use crate::spool::{Spool, gone};
 use crate::work::WorkFolder;
 use rackwright_wire::volume::{SEAL_MARKER, VolumeRequest, pins_folder, version_folder};
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -314,10 +314,7 @@ fn unbind(target: &Path) -> Result<(), VolumeError> {
     while is_mounted(target)? {
         rustix::mount::unmount(target, UnmountFlags::NOFOLLOW).map_err(|cause| failed(cause.into()))?;
     }
-    match std::fs::remove_dir(target) {
-        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => Err(failed(cause)),
-        Ok(()) | Err(_) => Ok(()),
-    }
+    gone(std::fs::remove_dir(target)).map_err(failed)
 }
 
 /// Field 5 of `/proc/self/mountinfo` is the mount point, with octal escapes for blanks.
@@ -330,12 +327,7 @@ fn is_mounted(target: &Path) -> Result<bool, VolumeError> {
 }
 
 fn remove(path: &Path) -> Result<(), VolumeError> {
-    match std::fs::remove_file(path) {
-        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
-            Err(VolumeError::File { path: path.to_owned(), cause })
-        }
-        Ok(()) | Err(_) => Ok(()),
-    }
+    gone(std::fs::remove_file(path)).map_err(|cause| VolumeError::File { path: path.to_owned(), cause })
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! The folders above the attempt's belong to root alone, so no other user of the server gets in.
 
 use crate::seal::{self, SealError, Writers};
-use crate::spool::Spool;
+use crate::spool::{Spool, gone};
 use rackwright_wire::sealed::{SEALED_VERSION, SealedSet, SetKind};
 use rackwright_wire::volume::VolumeRequest;
 use std::fs::Permissions;
@@ -78,10 +78,7 @@ impl WorkFolder {
     /// # Errors
     /// When something in it cannot be removed.
     pub fn remove(&self) -> std::io::Result<()> {
-        match std::fs::remove_dir_all(&self.path) {
-            Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => return Err(cause),
-            Ok(()) | Err(_) => {}
-        }
+        gone(std::fs::remove_dir_all(&self.path))?;
         for folder in self.path.ancestors().skip(1).take(3) {
             if std::fs::remove_dir(folder).is_err() {
                 break; // another attempt or job still lives here

@@ -230,11 +230,11 @@ impl Driver {
         let runs = Runs::new(wait);
         let mut cluster = Box::pin(self.settle(saved, &runs));
         let mut settled = None;
-        if self.is_hopeless(&outcomes) {
-            self.conditions.give_up();
-        }
         while settled.is_none() && !(running.is_empty() && self.is_hopeless(&outcomes)) || !running.is_empty()
         {
+            if self.is_hopeless(&outcomes) {
+                self.conditions.give_up();
+            }
             if running.is_empty() {
                 runs.all_ended(Instant::now());
             }
@@ -244,9 +244,6 @@ impl Driver {
                         runs.give_up(&server);
                     }
                     outcomes.insert(server, outcome);
-                    if self.is_hopeless(&outcomes) {
-                        self.conditions.give_up();
-                    }
                 }
                 result = &mut cluster, if settled.is_none() => settled = Some((result, started.elapsed())),
             }

@@ -167,6 +167,22 @@ impl Rig {
         self.until(&format!("pod {name}"), async || self.cluster.get(name).is_some()).await;
     }
 
+    /// Submits a job and waits until the first pod of its first task is there; answers both names.
+    async fn placed(&self, more: Value) -> (String, String) {
+        let id = self.submit(more).await;
+        let pod = format!("{id}-0-1");
+        self.pod(&pod).await;
+        (id, pod)
+    }
+
+    /// As [`Rig::placed`], and has that pod run.
+    async fn running(&self, more: Value) -> (String, String) {
+        let (id, pod) = self.placed(more).await;
+        self.cluster.run(&pod);
+        self.job(&id, phase_is("running")).await;
+        (id, pod)
+    }
+
     /// Waits until the job stands so; answers it.
     async fn job(&self, id: &str, check: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + PATIENCE;
@@ -196,9 +212,7 @@ fn phase_is(phase: &'static str) -> impl Fn(&Value) -> bool {
 #[tokio::test]
 async fn a_job_runs_is_archived_and_its_pod_pruned() {
     let mut rig = Rig::new(FakeCluster::with_node("ml1"), None).await;
-    let id = rig.submit(json!({})).await;
-    let pod = format!("{id}-0-1");
-    rig.pod(&pod).await;
+    let (id, pod) = rig.placed(json!({})).await;
     assert_eq!(rig.cluster.namespaces(), ["team-ops"]);
     rig.cluster.run(&pod);
     rig.job(&id, phase_is("running")).await;
@@ -280,9 +294,7 @@ async fn submits_are_accepted_while_the_apiserver_is_away() {
 #[tokio::test]
 async fn a_log_is_not_given_up_while_the_apiserver_is_away() {
     let mut rig = Rig::new(FakeCluster::with_node("ml1"), None).await;
-    let id = rig.submit(json!({})).await;
-    let pod = format!("{id}-0-1");
-    rig.pod(&pod).await;
+    let (id, pod) = rig.placed(json!({})).await;
     rig.cluster.end_and_leave(&pod);
     rig.job(&id, phase_is("finished")).await;
     rig.cluster.set_away(false);
@@ -293,9 +305,7 @@ async fn a_log_is_not_given_up_while_the_apiserver_is_away() {
 #[tokio::test]
 async fn a_log_is_not_given_up_while_its_kubelet_does_not_answer() {
     let mut rig = Rig::new(FakeCluster::with_node("ml1"), None).await;
-    let id = rig.submit(json!({})).await;
-    let pod = format!("{id}-0-1");
-    rig.pod(&pod).await;
+    let (id, pod) = rig.placed(json!({})).await;
     rig.cluster.silence_logs(1);
     rig.cluster.end(&pod, 0);
     rig.job(&id, |job| job["attempts"][0]["log_tail"] == format!("{pod} said this\n")).await;
@@ -305,11 +315,7 @@ async fn a_log_is_not_given_up_while_its_kubelet_does_not_answer() {
 #[tokio::test]
 async fn a_log_is_read_also_when_its_node_is_not_ready_yet_after_an_absence_of_the_apiserver() {
     let mut rig = Rig::with_lease(FakeCluster::with_node("ml1"), None, 600).await;
-    let id = rig.submit(json!({})).await;
-    let pod = format!("{id}-0-1");
-    rig.pod(&pod).await;
-    rig.cluster.run(&pod);
-    rig.job(&id, phase_is("running")).await;
+    let (id, pod) = rig.running(json!({})).await;
     rig.cluster.node("ml1", false);
     rig.until("the node", async || rig.get("/v1/nodes").await["nodes"][0]["ready"] == false).await;
     rig.cluster.end(&pod, 0);
@@ -320,11 +326,7 @@ async fn a_log_is_read_also_when_its_node_is_not_ready_yet_after_an_absence_of_t
 #[tokio::test]
 async fn a_pod_that_somebody_deletes_is_tried_again_at_no_cost_of_a_retry() {
     let mut rig = Rig::new(FakeCluster::with_node("ml1"), None).await;
-    let id = rig.submit(json!({"retries": 0})).await;
-    let first = format!("{id}-0-1");
-    rig.pod(&first).await;
-    rig.cluster.run(&first);
-    rig.job(&id, phase_is("running")).await;
+    let (id, first) = rig.running(json!({"retries": 0})).await;
     rig.cluster.delete_by_hand(&first);
     let second = format!("{id}-0-2");
     rig.pod(&second).await;
@@ -338,9 +340,7 @@ async fn a_pod_that_somebody_deletes_is_tried_again_at_no_cost_of_a_retry() {
 #[tokio::test]
 async fn a_container_that_a_reboot_ended_is_tried_again_at_no_cost_of_a_retry() {
     let mut rig = Rig::new(FakeCluster::with_node("ml1"), None).await;
-    let id = rig.submit(json!({"retries": 0})).await;
-    let first = format!("{id}-0-1");
-    rig.pod(&first).await;
+    let (id, first) = rig.placed(json!({"retries": 0})).await;
     rig.cluster.run(&first);
     // What a kubelet says after a power cut, word for word.
     let ended = json!({"exitCode": 255, "reason": "Unknown"});
@@ -358,9 +358,7 @@ async fn a_container_that_a_reboot_ended_is_tried_again_at_no_cost_of_a_retry() 
 #[tokio::test]
 async fn a_pod_that_the_kubelet_refuses_costs_no_retry() {
     let mut rig = Rig::new(FakeCluster::with_node("ml1"), None).await;
-    let id = rig.submit(json!({})).await;
-    let first = format!("{id}-0-1");
-    rig.pod(&first).await;
+    let (id, first) = rig.placed(json!({})).await;
     rig.cluster.status(&first, json!({"phase": "Failed", "reason": "OutOfcpu", "message": "no room"}));
     let second = format!("{id}-0-2");
     rig.pod(&second).await;
@@ -375,11 +373,7 @@ async fn a_retry_resumes_from_the_newest_checkpoint() {
     let checkpoints = Arc::new(Checkpoints::default());
     let data = Arc::clone(&checkpoints) as Arc<dyn DataSource>;
     let mut rig = Rig::new(FakeCluster::with_node("ml1"), Some(data)).await;
-    let id = rig.submit(json!({"retries": 1, "checkpoint": {"interval_s": 1}})).await;
-    let first = format!("{id}-0-1");
-    rig.pod(&first).await;
-    rig.cluster.run(&first);
-    rig.job(&id, phase_is("running")).await;
+    let (id, first) = rig.running(json!({"retries": 1, "checkpoint": {"interval_s": 1}})).await;
     rig.cluster.end(&first, 1);
     // Sealed after the container had ended: the retry must still see it.
     let set = CheckpointRef { task: TaskIndex(0), step: 20, set: format!("checkpoint-{id}-0-1-20") };
@@ -398,9 +392,7 @@ async fn a_money_cap_ends_a_job_by_what_its_node_says_that_an_hour_costs() {
     let mut rig = Rig::new(FakeCluster::with_node("ml1"), None).await;
     let priced = async || !rig.get("/v1/nodes").await["nodes"][0]["price_per_hour"].is_null();
     rig.until("the price", priced).await;
-    let id = rig.submit(json!({"money_cap": "0.01 EUR"})).await;
-    let pod = format!("{id}-0-1");
-    rig.pod(&pod).await;
+    let (id, pod) = rig.placed(json!({"money_cap": "0.01 EUR"})).await;
     rig.cluster.run(&pod);
     let job = rig.job(&id, |job| job["job"]["outcome"] == "money_cap").await;
     assert_eq!(job["job"]["phase"], "finished", "{job:#}");
@@ -410,9 +402,7 @@ async fn a_money_cap_ends_a_job_by_what_its_node_says_that_an_hour_costs() {
 #[tokio::test]
 async fn what_does_not_start_in_its_place_says_what_the_kubelet_says() {
     let mut rig = Rig::new(FakeCluster::with_node("ml1"), None).await;
-    let id = rig.submit(json!({"image": "docker.io/rackwright/nowhere:1"})).await;
-    let pod = format!("{id}-0-1");
-    rig.pod(&pod).await;
+    let (id, pod) = rig.placed(json!({"image": "docker.io/rackwright/nowhere:1"})).await;
     let waiting = json!({"reason": "ErrImageNeverPull", "message": "nowhere:1 is not present"});
     let status = json!({"name": "job", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
         "state": {"waiting": waiting}});
@@ -439,11 +429,7 @@ async fn what_a_job_left_is_told_with_what_became_of_it() {
 #[tokio::test]
 async fn a_cancelled_job_keeps_its_record_until_it_is_archived() {
     let mut rig = Rig::new(FakeCluster::with_node("ml1"), None).await;
-    let id = rig.submit(json!({})).await;
-    let pod = format!("{id}-0-1");
-    rig.pod(&pod).await;
-    rig.cluster.run(&pod);
-    rig.job(&id, phase_is("running")).await;
+    let (id, pod) = rig.running(json!({})).await;
     assert_eq!(rig.post(&format!("/v1/jobs/{id}/cancel"), json!({})).await["already_ended"], false);
     let job = rig
         .job(&id, |job| {
@@ -461,11 +447,7 @@ async fn a_cancelled_job_keeps_its_record_until_it_is_archived() {
 async fn a_job_on_a_dead_node_is_tried_again_elsewhere() {
     let cluster = FakeCluster::with_node("ml1");
     let mut rig = Rig::new(cluster, None).await;
-    let id = rig.submit(json!({})).await;
-    let first = format!("{id}-0-1");
-    rig.pod(&first).await;
-    rig.cluster.run(&first);
-    rig.job(&id, phase_is("running")).await;
+    let (id, _first) = rig.running(json!({})).await;
     rig.cluster.node("ml2", true);
     rig.cluster.node("ml1", false);
     let second = format!("{id}-0-2");
@@ -482,11 +464,7 @@ async fn a_job_on_a_dead_node_is_tried_again_elsewhere() {
 async fn a_node_that_came_back_while_the_apiserver_was_away_keeps_its_pods() {
     let lease = Duration::from_secs(3);
     let mut rig = Rig::with_lease(FakeCluster::with_node("ml1"), None, 3).await;
-    let id = rig.submit(json!({})).await;
-    let pod = format!("{id}-0-1");
-    rig.pod(&pod).await;
-    rig.cluster.run(&pod);
-    rig.job(&id, phase_is("running")).await;
+    let (id, pod) = rig.running(json!({})).await;
     rig.cluster.node("ml1", false);
     rig.cluster.set_away(true);
     let since = Instant::now();
