@@ -34,9 +34,9 @@ lint: tools
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 
-# One set of features for programs and tests: always the whole workspace.
+# One set of features for programs and tests: always the whole workspace. Most of their time tests wait.
 unit: tools
-	$(CARGO) test --release --locked --workspace --tests
+	$(CARGO) test --release --locked --workspace --tests -- --test-threads=8
 
 stories: build ## End-to-end stories on a rack of their own (needs root)
 	@if [ "$$(id -u)" = 0 ]; then $(CARGO) test --release --locked --workspace --test stories -- --test-threads=2; \

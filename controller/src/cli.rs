@@ -70,7 +70,11 @@ impl Cli {
             Ok(runtime) => runtime,
             Err(cause) => return failed(out, &Report::new(format!("start the runtime: {cause}"))),
         };
-        runtime.block_on(self.command.run(out)).unwrap_or_else(|report| failed(out, &report))
+        let code = runtime.block_on(self.command.run(out)).unwrap_or_else(|report| failed(out, &report));
+        if out.is_lost() {
+            return failed(out, &Report::new("write to standard output").help("is its disk full?"));
+        }
+        code
     }
 }
 

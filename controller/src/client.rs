@@ -36,6 +36,14 @@ pub(crate) enum ClientError {
         /// Which setting.
         what: &'static str,
     },
+    /// The address is of no use.
+    #[error("use {url:?} as the controller's address: {reason}")]
+    Address {
+        /// As it was given.
+        url: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// A file of the client's own is of no use.
     #[error("use {path}")]
     File {
@@ -94,11 +102,16 @@ impl Client {
     }
 
     fn new(url: &str, ca: Option<(PathBuf, String)>, token: &str) -> Result<Self, Report> {
+        check_address(url)?;
         let mut builder = reqwest::Client::builder().connect_timeout(CONNECT).read_timeout(ANSWER);
         if let Some((path, pem)) = ca {
-            for certificate in reqwest::Certificate::from_pem_bundle(pem.as_bytes()).map_err(file(&path))? {
-                builder = builder.add_root_certificate(certificate);
+            let unusable = |cause| Report::from(cause).exit(Report::BAD_INPUT);
+            let bundle = reqwest::Certificate::from_pem_bundle(pem.as_bytes());
+            let certificates = bundle.map_err(file(&path)).map_err(unusable)?;
+            if certificates.is_empty() {
+                return Err(unusable(file(&path)("it holds no certificate in PEM")));
             }
+            builder = certificates.into_iter().fold(builder, reqwest::ClientBuilder::add_root_certificate);
         }
         let http = builder.build().map_err(|source| ClientError::Reach { url: url.to_owned(), source })?;
         Ok(Self { http, url: url.trim_end_matches('/').to_owned(), token: token.to_owned() })
@@ -192,6 +205,25 @@ async fn refused(url: String, response: Response) -> Report {
         report = report.help(hint);
     }
     if bad_input { report.exit(Report::BAD_INPUT) } else { report }
+}
+
+/// A token goes only where nobody on the way can read it.
+fn check_address(url: &str) -> Result<(), Report> {
+    let refused = |reason: &'static str| {
+        Report::new(ClientError::Address { url: url.to_owned(), reason })
+            .help("it looks like https://10.77.0.11:7443")
+            .exit(Report::BAD_INPUT)
+    };
+    let Ok(parsed) = reqwest::Url::parse(url) else {
+        return Err(refused("it is no URL"));
+    };
+    if parsed.scheme() != "https" {
+        return Err(refused("it is not https: the token would travel in clear"));
+    }
+    if parsed.query().is_some() || parsed.fragment().is_some() || !parsed.username().is_empty() {
+        return Err(refused("only scheme, host and port belong to it"));
+    }
+    Ok(())
 }
 
 fn settings() -> Result<Settings, Report> {

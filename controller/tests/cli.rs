@@ -15,14 +15,20 @@ struct Said {
     stderr: String,
 }
 
-/// Runs the program with a state folder of its own that must stay as it is.
 fn rackwright(args: &[&str]) -> Said {
+    rackwright_with(args, &[])
+}
+
+/// Runs the program with these variables, and with a state folder of its own that must stay as it is.
+fn rackwright_with(args: &[&str], variables: &[(&str, &str)]) -> Said {
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_rackwright"));
     command.args(args).current_dir(folder.path()).env("XDG_STATE_HOME", folder.path());
-    for name in ["RACKWRIGHT_URL", "RACKWRIGHT_INVENTORY", "RACKWRIGHT_LOCK", "RUST_LOG"] {
+    command.env("XDG_CONFIG_HOME", folder.path());
+    for name in ["RACKWRIGHT_URL", "RACKWRIGHT_CA", "RACKWRIGHT_INVENTORY", "RACKWRIGHT_LOCK", "RUST_LOG"] {
         command.env_remove(name);
     }
+    command.envs(variables.iter().copied());
     let output = command.output().unwrap();
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "{args:?} touched something");
     Said {
@@ -92,4 +98,40 @@ fn input_that_cannot_be_used_is_exit_code_2_with_what_helps() {
             assert!(said.stderr.contains(text), "{args:?} says {text:?}:\n{}", said.stderr);
         }
     }
+}
+
+#[test]
+fn an_address_or_ca_that_cannot_be_used_is_said_before_anything_is_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    let empty = folder.path().join("ca.crt");
+    std::fs::write(&empty, "not a certificate\n").unwrap();
+    let empty = empty.display().to_string();
+    let token = ("RACKWRIGHT_TOKEN", "rwt_x");
+    let refused = |variables: &[(&str, &str)], text: &str| {
+        let said = rackwright_with(&["job", "list"], &[&[token], variables].concat());
+        assert_eq!((said.code, said.stdout.as_str()), (2, ""), "{variables:?}: {}", said.stderr);
+        assert!(said.stderr.contains(text), "{variables:?} says {text:?}:\n{}", said.stderr);
+    };
+    refused(&[], "find the controller's address\n  help: set RACKWRIGHT_URL");
+    refused(&[("RACKWRIGHT_URL", "foo")], "use \"foo\" as the controller's address: it is no URL");
+    refused(&[("RACKWRIGHT_URL", "http://127.0.0.1:1")], "the token would travel in clear");
+    let good = ("RACKWRIGHT_URL", "https://127.0.0.1:1");
+    refused(&[good, ("RACKWRIGHT_CA", &empty)], "it holds no certificate");
+    refused(&[good, ("RACKWRIGHT_CA", "/nowhere.crt")], "/nowhere.crt");
+}
+
+#[test]
+fn output_that_could_not_be_written_is_a_failure_and_a_closed_pipe_is_none() {
+    let run = |stdout: std::process::Stdio| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rackwright"));
+        let output = command.args(["completions", "bash"]).stdout(stdout).output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let (code, said) = run(full.into());
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("failed to write to standard output"), "{said}");
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    assert_eq!(run(writer.into()), (0, String::new()));
 }

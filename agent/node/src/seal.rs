@@ -5,7 +5,7 @@
 //! what is uploaded is what was hashed.
 
 use crate::spool::{Spool, gone};
-use rackwright_wire::manifest::{CHUNK_BYTES, File};
+use rackwright_wire::manifest::{CHUNK_BYTES, File, is_plain_relative_path};
 use rackwright_wire::sealed::SealedSet;
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 use std::io::{Read as _, Write as _};
@@ -64,9 +64,8 @@ fn gather(set: &SealedSet, folder: &Path, staging: &Path, writers: Writers) -> R
     let root = rustix::fs::open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW, Mode::empty())
         .map_err(|cause| failed(cause.into()))?;
     let mut paths = Vec::new();
-    if !list(&root, Path::new(""), 0, &mut paths).map_err(failed)? {
-        let refused = Some(format!("more than {MAX_FILES} files or {MAX_DEPTH} levels of folders"));
-        return Ok(SealedSet { refused, ..set.clone() });
+    if let Some(why) = list(&root, Path::new(""), 0, &mut paths).map_err(failed)? {
+        return Ok(SealedSet { refused: Some(why), ..set.clone() });
     }
     paths.sort();
     let mut files = Vec::with_capacity(paths.len());
@@ -84,36 +83,48 @@ fn beneath() -> ResolveFlags {
     ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS
 }
 
-/// False when there are more or deeper ones than a set may have.
-fn list(root: &OwnedFd, below: &Path, depth: usize, out: &mut Vec<PathBuf>) -> std::io::Result<bool> {
+/// Collects the files below a folder; says why they can be no set, if so.
+fn list(
+    root: &OwnedFd,
+    below: &Path,
+    depth: usize,
+    out: &mut Vec<PathBuf>,
+) -> std::io::Result<Option<String>> {
+    let too_much = || Ok(Some(format!("more than {MAX_FILES} files or {MAX_DEPTH} levels of folders")));
     if depth > MAX_DEPTH {
-        return Ok(false);
+        return too_much();
     }
     let here = if below.as_os_str().is_empty() { Path::new(".") } else { below };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let folder = rustix::fs::openat2(root.as_fd(), here, flags, Mode::empty(), beneath())?;
     for entry in rustix::fs::Dir::read_from(&folder)? {
         let entry = entry?;
-        let Ok(name) = entry.file_name().to_str() else {
-            continue;
-        };
-        if matches!(name, "." | ".." | RESTORED_MARK) {
-            continue;
-        }
         // Links, sockets and devices are never part of a set.
         let kind = entry.file_type();
+        if !kind.is_dir() && !kind.is_file() {
+            continue;
+        }
+        let name = entry.file_name().to_str();
+        if matches!(name, Ok("." | ".." | RESTORED_MARK)) {
+            continue;
+        }
+        // A manifest could not name it, and without it the set would not be what the job left.
+        let path = below.join(entry.file_name().to_string_lossy().as_ref());
+        if name.is_err() || !path.to_str().is_some_and(is_plain_relative_path) {
+            let rule = "control characters, not UTF-8, or longer than 1024 bytes";
+            return Ok(Some(format!("{:?} is no name for a file: {rule}", path.to_string_lossy())));
+        }
         if kind.is_dir() {
-            if !list(root, &below.join(name), depth + 1, out)? {
-                return Ok(false);
+            if let Some(why) = list(root, &path, depth + 1, out)? {
+                return Ok(Some(why));
             }
-        } else if kind.is_file() {
-            if out.len() == MAX_FILES {
-                return Ok(false);
-            }
-            out.push(below.join(name));
+        } else if out.len() == MAX_FILES {
+            return too_much();
+        } else {
+            out.push(path);
         }
     }
-    Ok(true)
+    Ok(None)
 }
 
 /// `None` when it is gone or no longer a plain file.
@@ -227,6 +238,21 @@ mod tests {
             names.retain(|name| name.as_ref().unwrap().file_name() == "part");
             assert!(names.is_empty(), "{names:?}");
             assert_eq!(spool.waiting(), [sealed]);
+        }
+    }
+
+    #[test]
+    fn a_name_that_no_manifest_can_hold_refuses_the_set_in_words() {
+        use std::os::unix::ffi::OsStrExt as _;
+        for (name, shown) in [(b"a\x07b".as_slice(), r#""a\u{7}b""#), (b"a\xffb", "\"a\u{fffd}b\"")] {
+            let dir = tempfile::tempdir().unwrap();
+            let folder = dir.path().join("results");
+            std::fs::create_dir(&folder).unwrap();
+            std::fs::write(folder.join(std::ffi::OsStr::from_bytes(name)), "{}\n").unwrap();
+            let spool = Spool::new(dir.path());
+            let sealed = seal(&results(), &folder, &spool, Writers::Ended).unwrap();
+            let why = sealed.refused.unwrap();
+            assert!(why.starts_with(&format!("{shown} is no name for a file: ")), "{why}");
         }
     }
 

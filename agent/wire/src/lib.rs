@@ -20,3 +20,4 @@ pub mod source;
 pub mod step;
 pub mod units;
 pub mod volume;
+pub mod words;

@@ -70,7 +70,7 @@ impl Lab {
     ///
     /// # Errors
     /// [`LabError::Spec`], [`LabError::Differs`].
-    pub fn plan(&self, spec: &LabSpec) -> Result<Changes, LabError> {
+    pub async fn plan(&self, spec: &LabSpec) -> Result<Changes, LabError> {
         spec.check()?;
         let boot = process::boot()?;
         let is_up = match record::read(&self.folders().record())? {
@@ -78,10 +78,14 @@ impl Lab {
             None => false,
         };
         let has_module = settings::has_bridge_module();
+        let packages = packages::missing(&tool::path(), !has_module);
+        if packages.is_empty() {
+            network::refuse_overlap(spec).await?;
+        }
         let hierarchies = Hierarchies::among(&mount::all()?);
         let before = Before {
             is_up,
-            packages: packages::missing(&tool::path(), !has_module),
+            packages,
             modules: if has_module { vec![] } else { vec![settings::BRIDGE_MODULE] },
             settings: settings::differing(settings::read_or_module_default),
             has_base: base::place(self.paths.cache()).exists(),

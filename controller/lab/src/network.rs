@@ -5,7 +5,7 @@
 
 use crate::error::LabError;
 use crate::names;
-use crate::spec::{LabName, Rate, Subnet};
+use crate::spec::{LabName, LabSpec, Rate, Subnet};
 use crate::tool::Tools;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -167,16 +167,18 @@ fn parse_rates(json: &str) -> BTreeMap<String, Rate> {
     shapers.map(|one| (one.dev, Rate::of_bytes_per_s(one.options.rate))).collect()
 }
 
-/// Interfaces of this machine other than `bridge` that have an address in the range.
+/// Refuses a range in which something else on this machine has an address, such as another lab.
 ///
 /// # Errors
-/// What ip said.
-pub(crate) async fn in_the_way(bridge: &str, subnet: Subnet) -> Result<Vec<String>, LabError> {
-    Ok(parse_in_the_way(
-        &Tools::that_look().run("ip", ["-json", "-4", "addr", "show"]).await?,
-        bridge,
-        subnet,
-    ))
+/// [`LabError::Spec`], or what ip said.
+pub(crate) async fn refuse_overlap(spec: &LabSpec) -> Result<(), LabError> {
+    let addresses = Tools::that_look().run("ip", ["-json", "-4", "addr", "show"]).await?;
+    let others = parse_in_the_way(&addresses, &names::lab_wide(&spec.name), spec.subnet);
+    if others.is_empty() {
+        return Ok(());
+    }
+    let fault = format!("{} is in use on this machine by {}", spec.subnet, others.join(", "));
+    Err(LabError::Spec { faults: vec![fault] })
 }
 
 #[derive(Deserialize)]

@@ -13,6 +13,7 @@ use crate::settings;
 use crate::site::Site;
 use crate::spec::{LabSpec, ServerSpec};
 use crate::tool::{self, Tools};
+use rackwright_wire::words::counted;
 use std::ffi::OsString;
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -72,7 +73,7 @@ impl fmt::Display for Event {
             Self::Installing(names) => write!(f, "installing {}", names.join(" ")),
             Self::MakingBase(usual_s) => write!(f, "making the base image (usually {usual_s} s)"),
             Self::MadeBase(took) => write!(f, "the base image is there after {:.1} s", took.as_secs_f64()),
-            Self::Starting(count) => write!(f, "starting {count} servers"),
+            Self::Starting(count) => write!(f, "starting {}", counted(*count, "server")),
             Self::Ready(raised) => write!(f, "{raised}"),
         }
     }
@@ -102,7 +103,7 @@ impl Raising<'_> {
     pub(crate) async fn all(self) -> Result<Up, LabError> {
         let tools = Tools::that_hold(self.lock)?;
         self.install(&tools).await?;
-        self.refuse_what_is_in_the_way().await?;
+        network::refuse_overlap(self.spec).await?;
         let journal = self.settle(&tools).await?;
         let site = Site::new(self.paths, base::place(self.paths.cache()), self.spec.clone(), journal, tools)?;
         self.make_base(&site).await?;
@@ -127,16 +128,6 @@ impl Raising<'_> {
         }
         (self.tell)(Event::Installing(missing.iter().map(|&name| name.to_owned()).collect()));
         packages::install(tools, &missing).await
-    }
-
-    async fn refuse_what_is_in_the_way(&self) -> Result<(), LabError> {
-        let bridge = crate::names::lab_wide(&self.spec.name);
-        let others = network::in_the_way(&bridge, self.spec.subnet).await?;
-        if others.is_empty() {
-            return Ok(());
-        }
-        let fault = format!("{} is in use on this machine by {}", self.spec.subnet, others.join(", "));
-        Err(LabError::Spec { faults: vec![fault] })
     }
 
     /// Opens the record, so that other labs see this one, and changes what all labs share.

@@ -76,6 +76,8 @@ pub struct NodeState {
     pub name: String,
     /// Whether its kubelet says that it is ready.
     pub ready: bool,
+    /// Whether somebody keeps new pods off it.
+    pub cordoned: bool,
     /// What the kubelet says, when it is not.
     pub message: String,
     /// Kubelet version.
@@ -244,6 +246,7 @@ fn state(node: &Node) -> NodeState {
     NodeState {
         name: node.metadata.name.clone().unwrap_or_default(),
         ready: is_ready,
+        cordoned: node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false),
         message: if is_ready { String::new() } else { message },
         version,
         allocatable: allocatable

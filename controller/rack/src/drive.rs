@@ -20,6 +20,7 @@ use futures::stream::FuturesUnordered;
 use rackwright_core::inventory::Role;
 use rackwright_core::plan::{self, Verdict};
 use rackwright_wire::step::Difference;
+use rackwright_wire::words::counted;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -60,7 +61,7 @@ pub enum DriverError {
 pub struct Applied {
     /// By server.
     pub outcomes: BTreeMap<String, ServerOutcome>,
-    /// Cluster objects that were changed.
+    /// Cluster objects that were changed, with the nodes that were registered or marked.
     pub objects_changed: u32,
     /// Why the cluster is not as planned, if it is not.
     pub cluster: Option<ClusterError>,
@@ -260,7 +261,7 @@ impl Driver {
         Applied { outcomes, objects_changed, cluster, ready_after, verdict }
     }
 
-    /// Applies the objects as soon as the API is ready, and waits for the planned nodes.
+    /// Applies the objects as soon as the API is ready, and waits for the planned nodes; how many of both changed.
     async fn settle(&self, saved: &Saved, runs: &Runs) -> Result<u32, ClusterError> {
         if saved.is_empty() {
             return Ok(0);
@@ -277,13 +278,19 @@ impl Driver {
         self.teller.cluster("the API is ready");
         let changed = Box::pin(cluster.apply_objects()).await?;
         if changed > 0 {
-            self.teller.cluster(format!("{changed} objects applied"));
+            self.teller.cluster(format!("{} applied", counted(changed, "object")));
         }
         let servers: Vec<&str> = saved.plan.servers.iter().map(|plan| plan.server.as_str()).collect();
         let ready = |node: &str| self.teller.cluster(format!("node {node} is Ready"));
         let inventory = &self.wanted.inventory;
         Box::pin(cluster.wait_for_nodes(inventory, &servers, runs, ready)).await?;
-        Ok(changed)
+        let settled: BTreeSet<String> = servers
+            .iter()
+            .filter(|server| !runs.is_given_up(server))
+            .map(|server| objects::node_step(server))
+            .collect();
+        let nodes = saved.objects.iter().filter(|planned| settled.contains(&planned.step)).count();
+        Ok(changed + u32::try_from(nodes).unwrap_or(u32::MAX))
     }
 
     /// Whether every control server came out badly: then no API will answer.

@@ -1,6 +1,7 @@
 //! What people and scripts see while the controller works. Data only; who prints it is elsewhere.
 
 use crate::follow::{Failure, Finished};
+use rackwright_wire::words::counted;
 use serde::Serialize;
 use std::fmt;
 use tokio::sync::mpsc::UnboundedSender;
@@ -102,7 +103,7 @@ impl fmt::Display for News {
             Self::Compared { changes } => write!(f, "{changes} to change"),
             Self::Absent { reason } => write!(f, "absent: {reason}"),
             Self::Untrusted { reason } => write!(f, "STOPPED before login: {reason}"),
-            Self::Started { steps } => write!(f, "started, {steps} steps"),
+            Self::Started { steps } => write!(f, "started, {}", counted(steps, "step")),
             Self::Applying { step, summary } => write!(f, "{step}: {summary}"),
             Self::Done { step, done, steps } => write!(f, "{done}/{steps} {step}"),
             Self::Waiting { step, what } => write!(f, "{step}: waiting for {what}"),

@@ -3,9 +3,10 @@
 use crate::agent::Agent;
 use crate::cluster::NodeState;
 use crate::drive::Driver;
+use crate::objects;
 use crate::survey::{Survey, chain};
 use rackwright_core::inventory::Role;
-use rackwright_wire::step::{Step, StepKind};
+use rackwright_wire::step::{Difference, Step, StepKind};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,6 +21,8 @@ const SOON_DAYS: i64 = 7;
 pub struct Status {
     /// Every server of the inventory.
     pub servers: Vec<ServerStatus>,
+    /// What differs in the cluster's own objects, nodes aside; `None` when no API answers.
+    pub cluster: Option<Vec<Difference>>,
     /// etcd, when it answers.
     pub etcd: Option<EtcdStatus>,
 }
@@ -31,11 +34,13 @@ pub struct ServerStatus {
     pub name: String,
     /// Its role.
     pub role: Role,
+    /// Whether it was asked: `--only` leaves servers out.
+    pub asked: bool,
     /// Why it could not be asked; `None` when it could.
     pub problem: Option<String>,
     /// Its node, when the API knows it.
     pub node: Option<NodeState>,
-    /// Differences from the playbooks.
+    /// Differences from the playbooks, and from the marks that its node must have.
     pub differences: usize,
     /// Units of ours and their state, as systemd says it.
     pub units: BTreeMap<String, String>,
@@ -64,7 +69,8 @@ pub struct EtcdStatus {
 impl Status {
     /// Whether everything is as it should be.
     pub fn is_healthy(&self) -> bool {
-        self.servers.iter().all(ServerStatus::is_healthy)
+        let as_planned = self.cluster.as_ref().is_some_and(Vec::is_empty);
+        as_planned && self.servers.iter().filter(|server| server.asked).all(ServerStatus::is_healthy)
     }
 }
 
@@ -82,14 +88,22 @@ impl ServerStatus {
 impl Driver {
     /// Looks at everything. `now_s` is in seconds since the epoch.
     pub async fn status(&self, survey: &Survey, now_s: u64) -> Status {
-        let nodes = match self.cluster().await {
-            Some(Ok(cluster)) => cluster.nodes().await.unwrap_or_default(),
-            Some(Err(_)) | None => Vec::new(),
+        let (nodes, objects) = match self.cluster().await {
+            Some(Ok(cluster)) => {
+                let (nodes, objects) =
+                    tokio::join!(cluster.nodes(), cluster.differences(&self.wanted.inventory));
+                (nodes.unwrap_or_default(), objects.ok())
+            }
+            Some(Err(_)) | None => (Vec::new(), None),
         };
+        let (marks, cluster): (Vec<_>, Vec<_>) =
+            objects.iter().flatten().cloned().partition(|found| objects::is_node_step(&found.step));
         let looked = self.wanted.inventory.servers.iter().map(|server| {
             let answered = survey.answered.iter().find(|of| of.server == server.name);
             let agent = survey.agents.get(&server.name);
             let node = nodes.iter().find(|node| node.name == server.name).cloned();
+            let unmarked =
+                marks.iter().filter(|found| found.step == objects::node_step(&server.name)).count();
             async move {
                 let (mut units, mut certificates) = (BTreeMap::new(), Vec::new());
                 if let (Some(answered), Some(agent)) = (answered, agent) {
@@ -99,16 +113,17 @@ impl Driver {
                 ServerStatus {
                     name: server.name.clone(),
                     role: server.role,
+                    asked: answered.is_some() || survey.failed.contains_key(&server.name),
                     problem: survey.failed.get(&server.name).map(|error| chain(error)),
                     node,
-                    differences: answered.map_or(0, |of| of.report.differences.len()),
+                    differences: unmarked + answered.map_or(0, |of| of.report.differences.len()),
                     units,
                     certificates,
                 }
             }
         });
         let servers = futures::future::join_all(looked).await;
-        Status { servers, etcd: self.etcd().await }
+        Status { servers, cluster: objects.map(|_| cluster), etcd: self.etcd().await }
     }
 
     async fn etcd(&self) -> Option<EtcdStatus> {
@@ -167,11 +182,12 @@ impl fmt::Display for Status {
         let width = self.servers.iter().map(|server| server.name.len()).max().unwrap_or(0).max(6);
         writeln!(
             f,
-            "{:width$}  {:8} {:10} {:10} {:8} {:9} certificate",
+            "{:width$}  {:8} {:15} {:10} {:8} {:9} certificate",
             "server", "role", "node", "kubelet", "units", "plan"
         )?;
         for server in &self.servers {
             let node = match &server.node {
+                Some(node) if node.ready && node.cordoned => "Ready, cordoned",
                 Some(node) if node.ready => "Ready",
                 Some(_) => "NotReady",
                 None => "-",
@@ -181,6 +197,7 @@ impl fmt::Display for Status {
             let units = format!("{}/{}", server.units.len() - down, server.units.len());
             let plan = match (&server.problem, server.differences) {
                 (Some(_), _) => "unknown".to_owned(),
+                (None, _) if !server.asked => "not asked".to_owned(),
                 (None, 0) => "as is".to_owned(),
                 (None, changes) => format!("{changes} differ"),
             };
@@ -191,7 +208,7 @@ impl fmt::Display for Status {
             }
             writeln!(
                 f,
-                "{:width$}  {:8} {node:10} {version:10} {units:8} {plan:9} {ends}",
+                "{:width$}  {:8} {node:15} {version:10} {units:8} {plan:9} {ends}",
                 server.name, server.role
             )?;
         }
@@ -204,6 +221,14 @@ impl fmt::Display for Status {
             }
             if let Some(node) = server.node.as_ref().filter(|node| !node.ready) {
                 writeln!(f, "{}: {}", server.name, node.message)?;
+            }
+        }
+        match &self.cluster {
+            None => writeln!(f, "cluster: no API server answers")?,
+            Some(found) => {
+                for difference in found {
+                    writeln!(f, "cluster: would {}", difference.summary)?;
+                }
             }
         }
         match self.etcd {
@@ -219,6 +244,59 @@ impl fmt::Display for Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rackwright_core::inventory::Inventory;
+
+    const LAB: &str = include_str!("../../../inventory/lab.toml");
+
+    fn healthy() -> Status {
+        let node = NodeState {
+            name: "ml1".to_owned(),
+            ready: true,
+            cordoned: false,
+            message: String::new(),
+            version: "v1.36.3".to_owned(),
+            allocatable: BTreeMap::new(),
+        };
+        let server = ServerStatus {
+            name: "ml1".to_owned(),
+            role: Role::Ml,
+            asked: true,
+            problem: None,
+            node: Some(node),
+            differences: 0,
+            units: BTreeMap::from([("kubelet.service".to_owned(), "active".to_owned())]),
+            certificates: vec![CertificateStatus { path: "/etc/x.crt".to_owned(), days_left: 90 }],
+        };
+        Status { servers: vec![server], cluster: Some(Vec::new()), etcd: None }
+    }
+
+    #[test]
+    fn a_table_says_what_is_wrong_and_nothing_that_nobody_looked_at() {
+        let mut status = healthy();
+        assert!(status.is_healthy());
+        let text = status.to_string();
+        assert!(text.contains("Ready ") && text.contains("as is") && text.contains("1/1"), "{text}");
+        if let Some(node) = status.servers[0].node.as_mut() {
+            node.cordoned = true;
+        }
+        assert!(status.to_string().contains("Ready, cordoned"), "{status}");
+        assert!(status.is_healthy(), "somebody wanted that");
+
+        status.servers[0].asked = false;
+        assert!(status.to_string().contains("not asked"), "{status}");
+        let mut unmarked = healthy();
+        unmarked.servers[0].differences = 1;
+        assert!(unmarked.to_string().contains("1 differ") && !unmarked.is_healthy());
+        let mut drifted = healthy();
+        drifted.cluster = Some(objects::all_missing(&Inventory::parse("lab.toml", LAB).unwrap()));
+        assert!(
+            drifted.to_string().contains("cluster: would create CSIDriver data.rackwright.dev"),
+            "{drifted}"
+        );
+        assert!(!drifted.is_healthy());
+        let silent = Status { cluster: None, ..healthy() };
+        assert!(silent.to_string().contains("no API server answers") && !silent.is_healthy());
+    }
 
     #[test]
     fn a_gauge_is_found_by_its_whole_name() {

@@ -49,6 +49,37 @@ pub(crate) enum ClusterError {
     },
 }
 
+/// What asks the apiserver for something that a kubelet must answer waits no longer than this: after an absence
+/// of the apiserver kubelets take a while to find it again, and a dead server's never answers.
+const LOG_PATIENCE: Duration = Duration::from_secs(5);
+/// The end of a log that is read and kept.
+const TAIL_BYTES: usize = 64 * 1024;
+
+/// The end of a pod's log.
+pub(crate) async fn tail(cluster: &dyn Cluster, namespace: &str, name: &str) -> Result<String, ClusterError> {
+    in_time(namespace, name, cluster.logs(namespace, name, TAIL_BYTES)).await
+}
+
+/// A pod's log as it grows; only its begin is waited for with limited patience.
+pub(crate) async fn follow(
+    cluster: &dyn Cluster,
+    namespace: &str,
+    name: &str,
+) -> Result<BoxStream<'static, Result<Bytes, std::io::Error>>, ClusterError> {
+    in_time(namespace, name, cluster.follow(namespace, name)).await
+}
+
+async fn in_time<T>(
+    namespace: &str,
+    name: &str,
+    log: impl Future<Output = Result<T, ClusterError>>,
+) -> Result<T, ClusterError> {
+    tokio::time::timeout(LOG_PATIENCE, log).await.unwrap_or_else(|_late| {
+        let message = "its kubelet does not answer".to_owned();
+        Err(ClusterError::Failing { doing: format!("read the log of {namespace}/{name}"), message })
+    })
+}
+
 /// How a creation ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Created {

@@ -3,7 +3,7 @@
 //! Every action is idempotent and recorded before it comes here, so losing one is no harm: the periodic
 //! pass asks for what is still unanswered again.
 
-use crate::cluster::{Cluster, ClusterError, Created};
+use crate::cluster::{self, Cluster, ClusterError, Created};
 use crate::counters::Counters;
 use crate::data_source::{Checkpoint, DataSource};
 use crate::pod::{self, PodStyle};
@@ -30,10 +30,6 @@ const PAUSES: [Duration; 5] = [
     Duration::from_secs(2),
     Duration::from_secs(4),
 ];
-/// The end of a log that is kept.
-pub(crate) const TAIL_BYTES: usize = 64 * 1024;
-/// How long one reading of a log may take.
-const LOG_PATIENCE: Duration = Duration::from_secs(5);
 /// A log that could not be read so often, a full pass apart, is archived without: a kubelet remembers for
 /// 30 s what the apiserver told it about who may read, and a full pass comes every 30 s.
 const LOG_TRIES: u32 = 3;
@@ -325,14 +321,7 @@ impl Shared {
     /// be had does not hold up the history.
     async fn tail(&self, namespace: &str, pod: PodKey) -> Option<String> {
         let name = pod.to_string();
-        let read = || async {
-            let log = self.tools.cluster.logs(namespace, &name, TAIL_BYTES);
-            // After an absence of the apiserver kubelets take a while to find it again.
-            tokio::time::timeout(LOG_PATIENCE, log).await.unwrap_or_else(|_late| {
-                let message = "its kubelet does not answer".to_owned();
-                Err(ClusterError::Failing { doing: format!("read the log of {namespace}/{name}"), message })
-            })
-        };
+        let read = || cluster::tail(self.tools.cluster.as_ref(), namespace, &name);
         let log = match self.until_answered(read).await {
             Ok(text) => text,
             Err(cause) => {

@@ -313,6 +313,16 @@ async fn a_log_is_not_given_up_while_its_kubelet_does_not_answer() {
 }
 
 #[tokio::test]
+async fn a_log_that_a_dead_server_does_not_hand_out_is_unavailable_and_not_a_timeout_of_ours() {
+    let mut rig = Rig::new(FakeCluster::with_node("ml1"), None).await;
+    let (id, _pod) = rig.running(json!({})).await;
+    rig.cluster.silence_logs(1);
+    let answer = rig.text(&format!("/v1/jobs/{id}/logs")).await;
+    assert!(answer.contains("log-unavailable") && !answer.contains("Idempotency-Key"), "{answer}");
+    rig.stop().await;
+}
+
+#[tokio::test]
 async fn a_log_is_read_also_when_its_node_is_not_ready_yet_after_an_absence_of_the_apiserver() {
     let mut rig = Rig::with_lease(FakeCluster::with_node("ml1"), None, 600).await;
     let (id, pod) = rig.running(json!({})).await;

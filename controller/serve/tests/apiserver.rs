@@ -1,5 +1,5 @@
-//! The controller against a real apiserver and etcd. There is no kubelet: the test is the node, and
-//! writes what one would write. The programs are those of the lock, from this machine's cache; before
+//! The controller against a real apiserver and etcd. There is no kubelet: the test is the node, writes
+//! what one would write, and hands out logs. The programs are those of the lock, from this machine's cache; before
 //! `rackwright artifacts fetch` has had them built once, the test says so and passes.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
@@ -12,7 +12,9 @@ use rackwright_serve::{Config, Server};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// Longer than an apiserver needs to come up on a busy machine.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -126,6 +128,31 @@ impl Control {
     }
 }
 
+/// What every container here said.
+const LOG: &str = "step 100\n";
+
+/// The kubelet's side of reading a log: any request is answered with [`LOG`]. Returns its port.
+async fn hand_out_logs() -> u16 {
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let config = rustls::ServerConfig::builder().with_no_client_auth();
+    let config = config.with_single_cert(vec![made.cert.der().clone()], key).unwrap();
+    let tls = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let Ok(mut stream) = tls.accept(stream).await else { continue };
+            let _request = stream.read(&mut [0; 8192]).await;
+            let head =
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", LOG.len());
+            let _gone_already = stream.write_all(format!("{head}{LOG}").as_bytes()).await;
+            let _gone_already = stream.shutdown().await;
+        }
+    });
+    port
+}
+
 /// The one node, written by hand.
 async fn make_node(client: &kube::Client) {
     let digest = "0123456789abcdef".repeat(4);
@@ -137,7 +164,10 @@ async fn make_node(client: &kube::Client) {
     let params = PostParams::default();
     until("the apiserver", async || nodes.create(&params, &node).await.is_ok()).await;
     let room = json!({"cpu": "4", "memory": "4Gi", "pods": "110"});
-    let status = json!({"status": {"capacity": room, "allocatable": room, "conditions": [{
+    let status = json!({"status": {"capacity": room, "allocatable": room,
+        "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": hand_out_logs().await}},
+        "conditions": [{
         "type": "Ready", "status": "True", "reason": "Test", "message": "",
         "lastHeartbeatTime": "2026-01-01T00:00:00Z", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
     nodes.patch_status("ml1", &PatchParams::default(), &Patch::Merge(&status)).await.unwrap();
@@ -288,5 +318,7 @@ async fn a_real_apiserver_takes_our_pods_and_may_be_away() {
     until("prune", async || rig.confirm_deletions().await == 0).await;
     let attempts = rig.get(&format!("/v1/jobs/{second}")).await["attempts"].clone();
     assert_eq!(attempts[0]["outcome"], "cancelled");
+    let attempts = rig.get(&format!("/v1/jobs/{first}")).await["attempts"].clone();
+    assert_eq!(attempts[0]["log_tail"], LOG, "read through the apiserver before the pod went");
     rig.server.stop().await;
 }

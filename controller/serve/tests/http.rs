@@ -147,6 +147,11 @@ async fn every_bad_submit_is_a_problem_with_a_code_and_a_hint() {
     assert_eq!(body["findings"][0]["field"], "money_cap", "no server has a price");
     let key = submit(&job().to_string()).header("Idempotency-Key", "with space");
     refused(key, StatusCode::BAD_REQUEST, "invalid-idempotency-key").await;
+    let keys = submit(&job().to_string()).header("Idempotency-Key", "a").header("Idempotency-Key", "b");
+    refused(keys, StatusCode::BAD_REQUEST, "invalid-idempotency-key").await;
+    let long = rig.get(&format!("/v1/jobs?cursor={}", "j".repeat(60_000)));
+    let answer = problem(long, StatusCode::BAD_REQUEST, "invalid-query").await;
+    assert!(answer.to_string().len() < 500, "what was sent is not sent back");
     assert_eq!(ok(rig.get("/v1/jobs")).await["jobs"], json!([]), "a refused body changed something");
     rig.server.stop().await;
 }

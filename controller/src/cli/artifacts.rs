@@ -7,6 +7,7 @@ use rackwright_artifacts::bundle::Bundle;
 use rackwright_artifacts::cache::{Cache, Lookup};
 use rackwright_artifacts::progress::{Bar, Lines, Progress};
 use rackwright_artifacts::{Artifacts, Error, Resolved};
+use rackwright_wire::words::counted;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -175,7 +176,8 @@ fn verify(artifacts: &Artifacts, out: Out) -> Result<ExitCode, Report> {
         return Ok(ExitCode::SUCCESS);
     }
     out.say(format_args!(
-        "{wrong} files are not what they were; `rackwright artifacts fetch` has them again"
+        "not what it was: {}; `rackwright artifacts fetch` has it again",
+        counted(wrong, "file")
     ));
     Ok(ExitCode::FAILURE)
 }

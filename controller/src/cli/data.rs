@@ -5,6 +5,7 @@ use crate::out::Out;
 use crate::report::Report;
 use clap::Subcommand;
 use rackwright_serve::data::{DataView, Operation, ScrubWanted, SyncWanted};
+use rackwright_wire::words::counted;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -117,13 +118,15 @@ fn versions(view: &DataView) -> Vec<String> {
         let Some(version) = &dataset.version else {
             return format!("{:<16} nothing published yet (source {})", dataset.name, dataset.source);
         };
-        let rows = version
-            .rows
-            .map_or(String::new(), |rows| format!(", {rows} rows of {} columns", version.columns.len()));
+        let rows = version.rows.map_or(String::new(), |rows| {
+            format!(", {} of {}", counted(rows, "row"), counted(version.columns.len(), "column"))
+        });
         let (generation, bytes, files) = (version.generation, version.bytes, version.files);
         format!(
-            "{:<16} {} generation {generation}, {bytes} bytes in {files} files{rows}",
-            dataset.name, version.digest
+            "{:<16} {} generation {generation}, {bytes} bytes in {}{rows}",
+            dataset.name,
+            version.digest,
+            counted(files, "file")
         )
     };
     view.datasets.iter().map(line).collect()

@@ -8,9 +8,10 @@ use rackwright_core::job::{JobPhase, Outcome};
 use rackwright_core::sched::Explanation;
 use rackwright_serve::api::{Cancelled, Job, JobList, JobSummary, Queue, ResultSet, Results, Submitted};
 use rackwright_wire::id::JobId;
+use rackwright_wire::words::counted;
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -338,14 +339,16 @@ async fn logs(client: &Client, args: &LogArgs, out: Out) -> Result<ExitCode, Rep
     }
     if !args.follow {
         let text = client.text(&path).await?;
-        let value = json!({"job": args.id, "task": args.task, "log": text});
-        out.data(text.trim_end_matches('\n'), &value);
+        if out.is_json() {
+            out.json_line(&json!({"job": args.id, "task": args.task, "log": text}));
+        } else {
+            out.raw(text.as_bytes());
+        }
         return Ok(ExitCode::SUCCESS);
     }
     let mut response = client.open(&format!("{path}&follow=true")).await?;
     while let Some(chunk) = response.chunk().await.map_err(|source| client.unread(source))? {
-        let mut stdout = std::io::stdout().lock();
-        if stdout.write_all(&chunk).and_then(|()| stdout.flush()).is_err() {
+        if !out.raw(&chunk) {
             break;
         }
     }
@@ -487,7 +490,7 @@ fn explained(explanation: &Explanation) -> String {
 }
 
 fn queued(queue: &Queue) -> String {
-    let mut lines = vec![format!("{} jobs wait", queue.waiting)];
+    let mut lines = vec![format!("waiting: {}", counted(queue.waiting, "job"))];
     lines.extend(
         queue
             .jobs

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use rackwright_core::inventory::Inventory;
 use rackwright_lab::{Event, Lab, LabError, LabName, LabSpec, Rate, ServerSpec};
+use rackwright_wire::words::counted;
 use serde_json::json;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
@@ -101,13 +102,25 @@ pub(crate) async fn run(command: LabCommand, out: Out) -> Result<ExitCode, Repor
             out.data(&status, &status);
         }
         Action::Ssh { name, command } => return Err(ssh(&lab, &name, &command)),
-        Action::Cut { name } => lab.cut(&name).await.map_err(report)?,
-        Action::Heal { name } => lab.heal(&name).await.map_err(report)?,
+        Action::Cut { name } => {
+            lab.cut(&name).await.map_err(report)?;
+            out.say(format_args!("{name} is cut off; `rackwright lab heal {name}` connects it"));
+        }
+        Action::Heal { name } => {
+            lab.heal(&name).await.map_err(report)?;
+            out.say(format_args!("{name} is connected"));
+        }
         Action::Shape { name, rate } => {
             let rate = if rate == "off" { None } else { Some(rate.parse::<Rate>().map_err(report)?) };
             lab.shape(&name, rate).await.map_err(report)?;
+            let limit =
+                rate.map_or_else(|| "has no limit".to_owned(), |rate| format!("carries at most {rate}"));
+            out.say(format_args!("{name}'s link {limit}"));
         }
-        Action::Kill { name } => lab.kill(&name).await.map_err(report)?,
+        Action::Kill { name } => {
+            lab.kill(&name).await.map_err(report)?;
+            out.say(format_args!("{name} has no power; `rackwright lab start {name}` gives it back"));
+        }
         Action::Start { name } => {
             let raised = lab.start(&name).await.map_err(report)?;
             let took_s = raised.took.as_secs_f64();
@@ -119,7 +132,7 @@ pub(crate) async fn run(command: LabCommand, out: Out) -> Result<ExitCode, Repor
 
 async fn up(spec: &LabSpec, dry_run: bool, out: Out) -> Result<ExitCode, Report> {
     let lab = Lab::new(spec.name.clone());
-    let changes = lab.plan(spec).map_err(report)?;
+    let changes = lab.plan(spec).await.map_err(report)?;
     if dry_run {
         out.data(&changes, &changes);
         return Ok(ExitCode::SUCCESS);
@@ -142,8 +155,7 @@ async fn up(spec: &LabSpec, dry_run: bool, out: Out) -> Result<ExitCode, Report>
         .collect();
     let text = match servers.len() {
         0 => format!("lab {} is up already", spec.name),
-        1 => format!("lab {}: 1 server answers SSH after {took_s:.1} s", spec.name),
-        count => format!("lab {}: {count} servers answer SSH after {took_s:.1} s", spec.name),
+        count => format!("lab {}: {} with SSH after {took_s:.1} s", spec.name, counted(count, "server")),
     };
     out.data(text, &json!({ "lab": spec.name, "servers": servers, "took_s": took_s }));
     Ok(ExitCode::SUCCESS)

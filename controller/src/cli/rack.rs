@@ -20,6 +20,7 @@ use rackwright_rack::objects::ADMINS;
 use rackwright_rack::preflight::preflight;
 use rackwright_rack::saved;
 use rackwright_rack::survey::{Survey, SurveyError};
+use rackwright_wire::words::counted;
 use std::io::{BufRead as _, IsTerminal as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -173,9 +174,9 @@ async fn apply(args: &ApplyArgs, out: Out) -> Result<ExitCode, Report> {
     };
     let (saved, survey) = if let Some(saved) = pending {
         out.say(format_args!(
-            "applying the saved plan of generation {}: {} changes",
+            "applying the saved plan of generation {}: {}",
             saved.plan.generation,
-            saved.changes()
+            counted(saved.changes(), "change")
         ));
         let lints = lint(&saved.plan, &driver.wanted.secrets);
         for lint in &lints {
@@ -285,7 +286,7 @@ fn kubeconfig_for(args: &KubeconfigArgs, out: Out) -> Result<ExitCode, Report> {
         None => out.line(text.trim_end()),
         Some(path) => {
             open::write_private(path, &text)?;
-            out.say(format_args!("{} is valid for {} days", path.display(), args.days));
+            out.say(format_args!("{} is valid for {}", path.display(), counted(args.days, "day")));
         }
     }
     Ok(ExitCode::SUCCESS)

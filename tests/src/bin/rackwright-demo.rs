@@ -11,7 +11,8 @@ fn main() -> ExitCode {
         return usage();
     }
     let mut options = Options::default();
-    while let (Some(flag), Some(value)) = (args.next(), args.next()) {
+    while let Some(flag) = args.next() {
+        let Some(value) = args.next().filter(|value| !value.is_empty()) else { return usage() };
         match flag.as_str() {
             "--data" => options.data = Some(value.into()),
             "--target" => options.target = Some(value),

@@ -29,11 +29,14 @@ fn bare_servers_become_a_cluster_that_a_second_apply_leaves_alone_and_drift_name
     let (code, again) = rack.json(&["apply", "--yes"]).unwrap();
     assert_eq!((code, again.get("changes").and_then(Value::as_u64)), (0, Some(0)), "law 1: {again}");
 
-    let touch = "echo '# by hand' >> /etc/containerd/config.toml; systemctl stop rackwright-proxy";
+    let touch = "echo '# by hand' >> /etc/containerd/config.toml; systemctl stop rackwright-proxy; \
+                 mkdir /etc/systemd/system/kubelet.service.d; \
+                 printf '[Service]\\nNice=5\\n' > /etc/systemd/system/kubelet.service.d/by-hand.conf";
     assert_eq!(rack.run(&["lab", "ssh", "ml2", "--", touch]).unwrap().code, 0);
     let (_, drift) = rack.json(&["drift"]).unwrap();
     let named = differences(&drift);
-    assert_eq!(named, ["ml2 10-agent/proxy", "ml2 30-containerd/config"], "exactly what was touched");
+    let touched = ["ml2 10-agent/proxy", "ml2 30-containerd/config", "ml2 60-node/kubelet"];
+    assert_eq!(named, touched, "exactly what was touched");
 
     // Law 4: a dead server is a state; the others finish, and the exit code says so.
     assert_eq!(rack.run(&["lab", "kill", "ml1"]).unwrap().code, 0);

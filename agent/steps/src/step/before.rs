@@ -1,7 +1,7 @@
 //! What to keep before a step changes anything, so that it can be undone: files by content, packages
 //! that were absent, units' states. Goes into the journal's `applying` line, before the change.
 
-use super::{module, package, sysctl, unit};
+use super::{module, package, slice, sysctl, unit};
 use crate::durable;
 use crate::error::StepError;
 use crate::hashes::hash_file;
@@ -27,7 +27,7 @@ pub fn before(host: &Host, step: &Step) -> Result<Option<Value>, StepError> {
         }
         StepKind::Unit { name, .. } => {
             let state = host.units.state(name)?;
-            let files = saved(host, &unit::Wanted::of(&step.kind)?.paths())?;
+            let files = saved(host, &unit::Wanted::of(&step.kind)?.paths(host)?)?;
             return Ok(Some(json!({ "unit": name, "active": state.active, "files": files })));
         }
         StepKind::Directory { path, .. } => {
@@ -41,7 +41,9 @@ pub fn before(host: &Host, step: &Step) -> Result<Option<Value>, StepError> {
             vec![wanted.key.clone(), wanted.cert.clone(), wanted.ca_cert.clone()]
         }
         StepKind::KeyPair { key, public, .. } => vec![key.clone(), public.clone()],
-        StepKind::Slice { name, .. } => vec![format!("/etc/systemd/system/{name}")],
+        StepKind::Slice { name, memory_bytes, cpu_weight } => {
+            slice::as_unit(name, *memory_bytes, *cpu_weight).paths(host)?
+        }
         StepKind::Image { .. } | StepKind::User { .. } | StepKind::Wait { .. } | StepKind::Command { .. } => {
             return Ok(None);
         }

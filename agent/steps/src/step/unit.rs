@@ -21,6 +21,11 @@ use std::path::Path;
 /// The version of [`Record`] that this build writes.
 const RECORD_VERSION: u32 = 1;
 const FOLDER: &str = "/etc/systemd/system";
+const OUR_DROP_IN: &str = "rackwright.conf";
+/// Where an administrator's drop-ins lie (`systemctl edit`, `edit --runtime`, `set-property`): systemd.unit(5).
+/// A package's own, below `/usr/lib`, belong to the package.
+const DROP_IN_FOLDERS: [&str; 4] =
+    [FOLDER, "/etc/systemd/system.control", "/run/systemd/system", "/run/systemd/system.control"];
 
 /// What a unit was started with (`journal/units/<unit>.json`).
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +55,8 @@ pub(super) struct Wanted<'a> {
 #[derive(Debug, Default)]
 struct Findings {
     files: Vec<(String, diff::TextChange)>,
+    /// Drop-ins that somebody put beside ours: the unit is not what the plan says while they lie there.
+    strangers: Vec<(String, diff::TextChange)>,
     enable: Option<bool>,
     job: Option<Job>,
 }
@@ -80,8 +87,8 @@ impl<'a> Wanted<'a> {
 
     pub(super) fn check(&self, host: &Host, expected: &Expected) -> Result<Option<Found>, StepError> {
         let findings = self.find(host, expected)?;
-        let mut words: Vec<String> =
-            findings.files.iter().map(|(_, change)| change.summary.clone()).collect();
+        let texts = || findings.files.iter().chain(&findings.strangers).map(|(_, change)| change);
+        let mut words: Vec<String> = texts().map(|change| change.summary.clone()).collect();
         words.extend(
             findings.enable.map(|on| format!("{} {}", if on { "enable" } else { "disable" }, self.name)),
         );
@@ -90,7 +97,7 @@ impl<'a> Wanted<'a> {
             Job::Stop => format!("stop {}", self.name),
             Job::Restart { because } => format!("restart {} ({because})", self.name),
         }));
-        let detail: Vec<&str> = findings.files.iter().map(|(_, change)| change.detail.as_str()).collect();
+        let detail: Vec<&str> = texts().map(|change| change.detail.as_str()).collect();
         Ok((!words.is_empty()).then(|| Found::new(words.join("; ")).with_detail(detail.join(""))))
     }
 
@@ -106,8 +113,18 @@ impl<'a> Wanted<'a> {
             durable::write(&place, content.unwrap_or_default().as_bytes(), 0o644, None)
                 .map_err(|error| StepError::io("write", &place, error))?;
         }
+        if !findings.strangers.is_empty() {
+            // First of all: cut off before its restart, the unit must not count as started with these files.
+            let record = record_path(host, self.name);
+            durable::remove(&record).map_err(|error| StepError::io("remove", &record, error))?;
+        }
+        for (path, _) in &findings.strangers {
+            let place = host.path(path);
+            durable::remove(&place).map_err(|error| StepError::io("remove", &place, error))?;
+        }
         // systemd reads the file of a unit that it does not know yet by itself; only a known one is stale.
-        if !findings.files.is_empty() && before.load != "not-found" {
+        let changed = !findings.files.is_empty() || !findings.strangers.is_empty();
+        if changed && before.load != "not-found" {
             host.units.note_written();
             host.units.reload()?;
         }
@@ -152,7 +169,8 @@ impl<'a> Wanted<'a> {
     }
 
     fn find(&self, host: &Host, expected: &Expected) -> Result<Findings, StepError> {
-        let mut findings = Findings { files: self.changed_files(host)?, ..Findings::default() };
+        let files = self.changed_files(host)?;
+        let mut findings = Findings { files, strangers: self.strangers(host)?, ..Findings::default() };
         let state = self.state(host)?;
         if self.enabled != self.is_enabled(host, &state) && (self.enabled || is_linked(host, self.name)) {
             findings.enable = Some(self.enabled);
@@ -163,7 +181,11 @@ impl<'a> Wanted<'a> {
         } else if !self.active && !matches!(state.active.as_str(), "inactive" | "failed" | "") {
             findings.job = Some(Job::Stop);
         } else if self.active {
-            findings.job = self.stale(host, expected)?.map(|because| Job::Restart { because });
+            let restarts = self.restart_on.is_some();
+            let stranger =
+                findings.strangers.first().filter(|_| restarts).map(|(path, _)| format!("{path} goes"));
+            let because = self.stale(host, expected)?.or(stranger);
+            findings.job = because.map(|because| Job::Restart { because });
         }
         Ok(findings)
     }
@@ -181,6 +203,18 @@ impl<'a> Wanted<'a> {
             }
         }
         Ok(changed)
+    }
+
+    fn strangers(&self, host: &Host) -> Result<Vec<(String, diff::TextChange)>, StepError> {
+        let mut strangers = Vec::new();
+        for path in stranger_paths(host, self.name, self.drop_in.is_some())? {
+            let place = host.path(&path);
+            let old = durable::read_if_there(&place).map_err(|error| StepError::io("read", &place, error))?;
+            let summary = format!("remove {path}");
+            let detail = diff::text(&path, old.as_deref(), "", false).detail;
+            strangers.push((path, diff::TextChange { summary, detail }));
+        }
+        Ok(strangers)
     }
 
     fn state(&self, host: &Host) -> Result<UnitState, StepError> {
@@ -272,14 +306,39 @@ impl<'a> Wanted<'a> {
     }
 
     fn drop_in_path(&self) -> String {
-        format!("{FOLDER}/{}.d/rackwright.conf", self.name)
+        format!("{FOLDER}/{}.d/{OUR_DROP_IN}", self.name)
     }
 
-    /// The files that apply writes.
-    pub(super) fn paths(&self) -> Vec<String> {
+    /// The files that apply writes or removes.
+    pub(super) fn paths(&self, host: &Host) -> Result<Vec<String>, StepError> {
         let unit = self.content.as_ref().map(|_| self.unit_path());
-        unit.into_iter().chain(self.drop_in.map(|_| self.drop_in_path())).collect()
+        let drop_in = self.drop_in.map(|_| self.drop_in_path());
+        let strangers = stranger_paths(host, self.name, self.drop_in.is_some())?;
+        Ok(unit.into_iter().chain(drop_in).chain(strangers).collect())
     }
+}
+
+/// The unit's drop-ins that are not ours (`has_ours`: the plan writes one), sorted within each folder.
+fn stranger_paths(host: &Host, unit: &str, has_ours: bool) -> Result<Vec<String>, StepError> {
+    let mut paths = Vec::new();
+    for folder in DROP_IN_FOLDERS {
+        let folder_path = format!("{folder}/{unit}.d");
+        let place = host.path(&folder_path);
+        let entries = match fs::read_dir(&place) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(StepError::io("list", &place, error)),
+        };
+        let mut names: Vec<String> =
+            entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        names.retain(|name| {
+            let ours = has_ours && folder == FOLDER && name == OUR_DROP_IN;
+            Path::new(name).extension().is_some_and(|ext| ext == "conf") && !name.starts_with('.') && !ours
+        });
+        names.sort();
+        paths.extend(names.into_iter().map(|name| format!("{folder_path}/{name}")));
+    }
+    Ok(paths)
 }
 
 fn record_path(host: &Host, unit: &str) -> std::path::PathBuf {
@@ -379,6 +438,32 @@ mod tests {
         assert_eq!(unit.stale(&host, &Expected::of(&[file("one")], |_| true)).unwrap(), None);
         let will_change = unit.stale(&host, &Expected::of(&[file("new")], |_| true)).unwrap();
         assert_eq!(will_change.as_deref(), Some("/config changed"));
+    }
+
+    #[test]
+    fn a_drop_in_that_is_not_ours_is_found_wherever_systemd_reads_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path(), 0);
+        assert!(unit(&[]).strangers(&host).unwrap().is_empty());
+        let put = |path: &str| {
+            let place = dir.path().join(path);
+            fs::create_dir_all(place.parent().unwrap()).unwrap();
+            fs::write(place, "[Service]\nMemoryMax=1G\n").unwrap();
+        };
+        put("etc/systemd/system/etcd.service.d/rackwright.conf");
+        put("etc/systemd/system/etcd.service.d/notes.txt");
+        put("etc/systemd/system/other.service.d/override.conf");
+        let ours = Wanted { drop_in: Some("[Service]\n"), ..unit(&[]) };
+        assert!(ours.strangers(&host).unwrap().is_empty());
+        assert_eq!(unit(&[]).strangers(&host).unwrap().len(), 1, "ours of an earlier plan is a stranger too");
+        put("etc/systemd/system/etcd.service.d/override.conf");
+        put("run/systemd/system.control/etcd.service.d/50-MemoryMax.conf");
+        let found = ours.strangers(&host).unwrap();
+        let words: Vec<&str> = found.iter().map(|(_, change)| change.summary.as_str()).collect();
+        let [first, second] = words.as_slice() else { panic!("{words:?}") };
+        assert_eq!(*first, "remove /etc/systemd/system/etcd.service.d/override.conf");
+        assert_eq!(*second, "remove /run/systemd/system.control/etcd.service.d/50-MemoryMax.conf");
+        assert!(found[0].1.detail.contains("-MemoryMax=1G"), "the plan shows what goes: {found:?}");
     }
 
     #[test]

@@ -44,6 +44,11 @@ impl Cidr {
         Ipv4Addr::from(self.network)
     }
 
+    /// The last address.
+    pub fn broadcast(self) -> Ipv4Addr {
+        Ipv4Addr::from(self.network | !mask(self.prefix))
+    }
+
     /// The n-th address, if it lies in the range.
     pub fn address(self, n: u32) -> Option<Ipv4Addr> {
         let address = self.network.checked_add(n)?;

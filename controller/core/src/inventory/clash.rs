@@ -13,6 +13,7 @@ pub(crate) fn check(raw: &Raw, findings: &mut Findings<'_>) {
     roles(raw, findings);
     bastions(raw, findings);
     logins(raw, findings);
+    currencies(raw, findings);
     counts(raw, findings);
 }
 
@@ -50,7 +51,26 @@ fn addresses(raw: &Raw, findings: &mut Findings<'_>) {
         if let Some(nodes) = nodes.filter(|nodes| !nodes.contains(address.value)) {
             let message = format!("address {} lies outside node_cidr {nodes}", address.value);
             findings.add(&address.at, "address-outside", message, "correct the address or `node_cidr`");
+        } else if let Some(whose) = nodes.and_then(|nodes| reserved(raw, nodes, address.value)) {
+            let message = format!("address {} is {whose}", address.value);
+            findings.add(&address.at, "address-reserved", message, "give the server another one");
         }
+    }
+}
+
+/// Whose an address of the servers' network is that no server may have, if it is such a one.
+fn reserved(raw: &Raw, nodes: Cidr, address: Ipv4Addr) -> Option<&'static str> {
+    if nodes.prefix() > 30 {
+        return None; // RFC 3021: two addresses, both of hosts
+    }
+    if address == nodes.network() {
+        Some("the network itself")
+    } else if address == nodes.broadcast() {
+        Some("the network's broadcast address")
+    } else if raw.lab.is_some() && Some(address) == nodes.address(1) {
+        Some("the lab bridge's own")
+    } else {
+        None
     }
 }
 
@@ -156,6 +176,18 @@ fn logins(raw: &Raw, findings: &mut Findings<'_>) {
             };
             findings.add(&server.at, "lab-limits", message, hint);
         }
+    }
+}
+
+/// One bill has one currency. A slip such as `EUX` shows here too.
+fn currencies(raw: &Raw, findings: &mut Findings<'_>) {
+    let mut paid = raw.servers.iter().filter_map(|server| server.currency.as_ref());
+    let Some(first) = paid.next() else { return };
+    for other in paid.filter(|other| other.value != first.value) {
+        let (line, _) = findings.position(first.at.start);
+        let message = format!("a contract in {} beside others in {}", other.value, first.value);
+        let hint = format!("`cost bill` adds them up: write all in the currency of line {line}");
+        findings.add(&other.at, "mixed-currencies", message, hint);
     }
 }
 

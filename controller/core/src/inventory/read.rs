@@ -10,6 +10,7 @@ mod server;
 use super::table::{Located, Table};
 use super::{Cidr, Cluster, Dataset, Inventory, Lab, Role, SecretRef, clash};
 use crate::finding::{Finding, Findings};
+use rackwright_wire::units::Currency;
 use std::net::Ipv4Addr;
 use toml::de::DeTable;
 
@@ -49,6 +50,8 @@ pub(crate) struct RawServer {
     pub(crate) bastion: Option<Located<String>>,
     pub(crate) has_lab: bool,
     pub(crate) has_key: bool,
+    /// Its contract's.
+    pub(crate) currency: Option<Located<Currency>>,
 }
 
 pub(crate) fn inventory(file: &str, text: &str) -> Result<Inventory, Vec<Finding>> {

@@ -2,6 +2,7 @@
 
 use super::Plan;
 use rackwright_wire::plan::ServerPlan;
+use rackwright_wire::words::counted;
 use std::fmt;
 
 impl fmt::Display for Plan {
@@ -46,8 +47,4 @@ fn summary(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{changes} on {}, {same} unchanged", counted(changing, "server"))?;
     }
     if plan.absent.is_empty() { writeln!(f) } else { writeln!(f, ", {} absent", plan.absent.len()) }
-}
-
-fn counted(count: usize, noun: &str) -> String {
-    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }

@@ -62,6 +62,13 @@ const SLIPS: &[(&str, &str, &str)] = &[
     ("port out of range", "port = 22", "port = 70000"),
     ("port of ours", "clickhouse_port = 8123", "clickhouse_port = 6443"),
     ("two databases on one port", "minio_port = 9000", "minio_port = 8123"),
+    ("the network's broadcast address", "address = \"10.77.0.15\"", "address = \"10.77.0.255\""),
+    ("the bridge's own address", "address = \"10.77.0.14\"", "address = \"10.77.0.1\""),
+    (
+        "a currency that nobody else has",
+        "monthly = \"64.00\", setup = \"0\", currency = \"EUR\"",
+        "monthly = \"64.00\", setup = \"0\", currency = \"EUX\"",
+    ),
     ("not TOML", "[lab]\n", "[lab\n"),
     ("a server of no lab", "[lab]\nrange = \"10.77.0.0/24\"\n", ""),
 ];

@@ -11,6 +11,7 @@ use axum::{Extension, Json, Router};
 use rackwright_core::data::Decision;
 use rackwright_store::Role;
 use rackwright_wire::manifest::Column;
+use rackwright_wire::words::counted;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -173,7 +174,7 @@ impl Operation {
         let mut lines = Vec::new();
         for row in &self.datasets {
             let short: String = row.digest.chars().take(12).collect();
-            let rows = row.rows.map_or(String::new(), |rows| format!(", {rows} rows"));
+            let rows = row.rows.map_or(String::new(), |rows| format!(", {}", counted(rows, "row")));
             lines.push(format!(
                 "{}: {}; version {short}, {} bytes{rows}",
                 row.dataset, row.decision, row.bytes
@@ -197,7 +198,7 @@ impl Operation {
         }
         for scrub in &self.scrubs {
             let (found, repaired) = (scrub.found(), scrub.repaired());
-            let read = format!("{} objects, {} bytes read", scrub.objects, scrub.bytes);
+            let read = format!("{}, {} bytes read", counted(scrub.objects, "object"), scrub.bytes);
             lines.push(format!("{}: {read}, {found} damaged, {repaired} repaired", scrub.server));
             for damage in &scrub.damaged {
                 let how = damage

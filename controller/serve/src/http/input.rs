@@ -11,6 +11,9 @@ use rackwright_core::job::Finding;
 use rackwright_wire::id::JobId;
 use serde::de::DeserializeOwned;
 
+/// No query that makes sense is longer; what is wrong with one is repeated in the answer.
+const LONGEST_QUERY: usize = 2048;
+
 /// A whole body within the limit.
 pub(crate) struct Body(pub(crate) Bytes);
 
@@ -51,14 +54,16 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
-        match Query::<T>::try_from_uri(&parts.uri) {
-            Ok(Query(value)) => Ok(Self(value)),
-            Err(cause) => {
-                let detail = format!("the query is not understood: {}", cause.body_text());
-                Err(Problem::new(StatusCode::BAD_REQUEST, "invalid-query", detail)
-                    .hint("GET /openapi.json lists the parameters of each path"))
-            }
+        let refused = |why: &str| {
+            let detail = format!("the query is not understood: {why}");
+            Problem::new(StatusCode::BAD_REQUEST, "invalid-query", detail)
+                .hint("GET /openapi.json lists the parameters of each path")
+        };
+        if parts.uri.query().is_some_and(|query| query.len() > LONGEST_QUERY) {
+            return Err(refused(&format!("it is longer than {LONGEST_QUERY} bytes")));
         }
+        let Query(value) = Query::try_from_uri(&parts.uri).map_err(|cause| refused(&cause.body_text()))?;
+        Ok(Self(value))
     }
 }
 

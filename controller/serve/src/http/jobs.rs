@@ -88,11 +88,12 @@ async fn accept(app: App, submit: Submit) -> Result<Response, Problem> {
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, Problem> {
-    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
-    let key = value.to_str().ok().and_then(IdempotencyKey::new);
+    let mut given = headers.get_all("idempotency-key").iter();
+    let Some(value) = given.next() else { return Ok(None) };
+    let key = value.to_str().ok().and_then(IdempotencyKey::new).filter(|_| given.next().is_none());
     key.map(Some).ok_or_else(|| {
         Problem::new(StatusCode::BAD_REQUEST, "invalid-idempotency-key", "the Idempotency-Key cannot be used")
-            .hint("send 1 to 128 visible ASCII characters, such as a UUID")
+            .hint("send it once, 1 to 128 visible ASCII characters, such as a UUID")
     })
 }
 

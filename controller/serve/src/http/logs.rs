@@ -4,8 +4,7 @@ use super::input::{Params, job_id};
 use super::jobs::visible;
 use crate::app::App;
 use crate::auth::Caller;
-use crate::cluster::ClusterError;
-use crate::hands::TAIL_BYTES;
+use crate::cluster::{self, ClusterError};
 use crate::problem::Problem;
 use axum::Extension;
 use axum::body::Body;
@@ -14,6 +13,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use rackwright_store::Store as _;
 use rackwright_wire::id::{AttemptNo, PodKey, TaskIndex};
+use rackwright_wire::words::counted;
 use serde::Deserialize;
 
 /// The query of a log.
@@ -35,7 +35,11 @@ pub(super) async fn show(
     Params(query): Params<LogQuery>,
 ) -> Result<Response, Problem> {
     let job = job_id(&id)?;
-    visible(&app, &caller, job).await?;
+    let tasks = visible(&app, &caller, job).await?.record.spec.tasks();
+    if query.task >= tasks {
+        let hint = format!("it has {}, counted from 0", counted(tasks, "task"));
+        return Err(Problem::not_found(format_args!("task {} of job {job}", query.task)).hint(hint));
+    }
     let task = TaskIndex(query.task);
     let place = app
         .ask(move |_, world| {
@@ -74,9 +78,9 @@ pub(super) async fn show(
 
 async fn read(app: &App, namespace: &str, name: &str, follow: bool) -> Result<Body, ClusterError> {
     if follow {
-        return Ok(Body::from_stream(app.cluster.follow(namespace, name).await?));
+        return Ok(Body::from_stream(cluster::follow(app.cluster.as_ref(), namespace, name).await?));
     }
-    Ok(Body::from(app.cluster.logs(namespace, name, TAIL_BYTES).await?))
+    Ok(Body::from(cluster::tail(app.cluster.as_ref(), namespace, name).await?))
 }
 
 async fn archived(app: &App, key: Option<PodKey>) -> Result<Option<String>, Problem> {
@@ -120,6 +124,6 @@ fn unreadable(cause: &ClusterError) -> Problem {
         "log-unavailable",
         "the pod's server does not hand out its log now",
     )
-    .hint("its container may not have started; try again, or read it from the history once it has ended")
+    .hint("its container may not have started, or its server may be dead; try again, or read it from the history once it has ended")
     .retry_after_s(2)
 }

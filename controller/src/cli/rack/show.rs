@@ -7,6 +7,7 @@ use rackwright_rack::follow::Failure;
 use rackwright_rack::preflight::{Obstacle, preflight};
 use rackwright_rack::saved::{Saved, ServerOutcome};
 use rackwright_rack::survey::{Survey, SurveyError, chain};
+use rackwright_wire::words::counted;
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -94,12 +95,13 @@ pub(super) fn before_apply(saved: &Saved, lints: &[Lint], out: Out) {
         return;
     }
     for server in saved.plan.servers.iter().filter(|server| !server.is_empty()) {
-        out.line(format_args!("{}: {} changes", server.server, server.differences.len()));
+        out.line(format_args!("{}: {}", server.server, counted(server.differences.len(), "change")));
     }
     for absent in &saved.plan.absent {
         out.line(format_args!("{}: absent: {}", absent.server, absent.reason));
     }
-    out.line(format_args!("cluster: {} changes; `rackwright plan` shows every diff", saved.objects.len()));
+    let objects = counted(saved.objects.len(), "change");
+    out.line(format_args!("cluster: {objects}; `rackwright plan` shows every diff"));
     for lint in lints {
         out.say(lint);
     }
@@ -112,9 +114,10 @@ pub(super) fn nothing(saved: &Saved, finished: u32, took: Duration, out: Out) {
     let what = if finished == 0 {
         "nothing to do".to_owned()
     } else {
-        format!("finished what was interrupted, {finished} changes, nothing more to do")
+        format!("finished what was interrupted, {}, nothing more to do", counted(finished, "change"))
     };
-    let text = format!("{what}: {servers} servers are as planned ({seconds:.2} s)");
+    let are = if servers == 1 { "is" } else { "are" };
+    let text = format!("{what}: {} {are} as planned ({seconds:.2} s)", counted(servers, "server"));
     out.data(text, &json!({ "changes": finished, "servers": servers, "seconds": seconds }));
 }
 
@@ -129,7 +132,8 @@ fn failed(server: &str, failures: &[Failure], out: Out) {
         }
     }
     if !skipped.is_empty() {
-        out.say(format_args!("{server}: {} steps that need a failed one were not tried", skipped.len()));
+        let skipped = counted(skipped.len(), "step");
+        out.say(format_args!("{server}: not tried, for want of a failed one: {skipped}"));
     }
     let helps: BTreeSet<_> = tried.iter().filter_map(|failure| failure.help()).collect();
     for help in helps {
@@ -164,9 +168,10 @@ pub(super) fn applied(saved: &Saved, applied: &Applied, took: Duration, out: Out
     let seconds = took.as_secs_f64();
     let ready_s = applied.ready_after.map(|after| after.as_secs_f64());
     let ready = ready_s.map_or_else(String::new, |ready| {
-        format!(", {} nodes Ready after {ready:.1} s", saved.plan.servers.len())
+        format!(", {} Ready after {ready:.1} s", counted(saved.plan.servers.len(), "node"))
     });
-    let text = format!("{}: {} changes in {seconds:.1} s{ready}", applied.verdict, applied.changes());
+    let changes = counted(applied.changes(), "change");
+    let text = format!("{}: {changes} in {seconds:.1} s{ready}", applied.verdict);
     let value = json!({
         "generation": saved.plan.generation,
         "outcomes": applied.outcomes,

@@ -78,6 +78,7 @@ fn server(
     let bastion = table.text("bastion", findings).map(owned);
     let ssh = ssh(&table, defaults, findings);
     let lab = lab_server(&table, findings);
+    let contract = contract(&table, findings);
     let raw = RawServer {
         at: item.span(),
         name: name.clone().unwrap_or(Located { value: String::new(), at: item.span() }),
@@ -86,10 +87,12 @@ fn server(
         bastion: bastion.clone(),
         has_lab: table.get("lab").is_some(),
         has_key: ssh.key.is_some(),
+        currency: contract
+            .as_ref()
+            .map(|of| Located { value: of.value.monthly.currency(), at: of.at.clone() }),
     };
     let mut word = |key| table.text(key, findings).map(|text| text.value.to_owned());
     let (rack, switch, provider) = (word("rack"), word("switch"), word("provider"));
-    let contract = contract(&table, findings);
     let disks = disks(&table, findings);
     let gpus_expected = table.integer("gpus_expected", 0..=64, findings).map_or(0, |gpus| gpus.value);
     let whole = || {
@@ -103,7 +106,7 @@ fn server(
             rack,
             switch,
             provider,
-            contract,
+            contract: contract.map(|contract| contract.value),
             disks,
             gpus_expected,
             ssh,
@@ -151,7 +154,8 @@ fn lab_server(server: &Table<'_, '_>, findings: &mut Findings<'_>) -> Option<Lab
     Some(LabServer { memory: memory?.value, cpu: cpu?.value, disk: disk?.value })
 }
 
-fn contract(server: &Table<'_, '_>, findings: &mut Findings<'_>) -> Option<Contract> {
+/// Stands where its currency does.
+fn contract(server: &Table<'_, '_>, findings: &mut Findings<'_>) -> Option<Located<Contract>> {
     let known = ["monthly", "setup", "currency", "term_months", "since"];
     let table = server.table("contract", "`contract` of a server", &known, findings)?;
     let currency = table.need::<Currency>("currency", "wrong-unit", "\"EUR\"", findings);
@@ -181,7 +185,8 @@ fn contract(server: &Table<'_, '_>, findings: &mut Findings<'_>) -> Option<Contr
         }
         date
     });
-    Some(Contract { monthly: monthly?, setup: setup?, term_months, since: since? })
+    let value = Contract { monthly: monthly?, setup: setup?, term_months, since: since? };
+    Some(Located { value, at: currency?.at })
 }
 
 fn disks(server: &Table<'_, '_>, findings: &mut Findings<'_>) -> Vec<String> {
