@@ -13,12 +13,14 @@ use crate::node::Node;
 use crate::sets::SetFilter;
 use crate::store::Store;
 use clickhouse::{Client, Compression};
+use rackwright_wire::manifest::File;
 use rackwright_wire::sealed::{SealedSet, SetKind};
 use serde::de::IgnoredAny;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// How often the store is looked at for sets that are not loaded.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -26,6 +28,11 @@ const PERIOD: Duration = Duration::from_secs(1);
 const STATEMENT: Duration = Duration::from_mins(5);
 /// Longest line of a result file: a row is a small object, not a blob.
 const MAX_LINE_BYTES: usize = 1024 * 1024;
+
+/// Rows that are inserted at once: little memory, and far fewer parts than ClickHouse minds (300).
+const BATCH_BYTES: usize = 8 * 1024 * 1024;
+/// A set that cannot be loaded is tried again after a pause that doubles up to this.
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
 /// Columns of the results table; `row` is the job's own JSON object.
 const COLUMNS: &str = "set String, team String, project String, job String, task UInt32, attempt UInt32, \
@@ -36,42 +43,74 @@ pub(crate) async fn run(node: &Node) {
     let (Some(load), Some(access)) = (&node.config.load, &node.config.clickhouse) else {
         return std::future::pending().await;
     };
+    let mut later = Later::default();
     let mut tick = tokio::time::interval(PERIOD);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        if let Err(error) = load_waiting(&node.store, load, access).await {
+        if let Err(error) = load_waiting(&node.store, load, access, &mut later).await {
             tracing::warn!("results wait: {}", error.chain());
         }
     }
 }
 
-async fn load_waiting(store: &Store, load: &Load, access: &Clickhouse) -> Result<(), Error> {
+/// Sets that could not be loaded, and when each is tried again: one that ClickHouse does not take keeps nobody
+/// else's waiting.
+#[derive(Debug, Default)]
+struct Later(HashMap<String, (Instant, Duration)>);
+
+impl Later {
+    fn is_due(&self, id: &str) -> bool {
+        self.0.get(id).is_none_or(|(at, _)| *at <= Instant::now())
+    }
+
+    fn failed(&mut self, id: String) {
+        let pause = self.0.get(&id).map_or(PERIOD, |(_, pause)| (*pause * 2).min(LONGEST_PAUSE));
+        self.0.insert(id, (Instant::now() + pause, pause));
+    }
+}
+
+async fn load_waiting(
+    store: &Store,
+    load: &Load,
+    access: &Clickhouse,
+    later: &mut Later,
+) -> Result<(), Error> {
     let results = SetFilter { kind: Some(SetKind::Results), ..SetFilter::default() };
-    let waiting: Vec<_> =
-        store.list_sets(&results)?.into_iter().filter(|set| !mark(store, set).exists()).collect();
+    let mut waiting = store.list_sets(&results)?;
+    waiting.retain(|set| later.is_due(&set.id()) && !mark(store, set).exists());
     if waiting.is_empty() {
         return Ok(());
     }
     let loader = Loader::open(load, access)?;
     loader.make_table().await?;
     for set in waiting {
-        let outcome = match rows(store, &set) {
-            Ok(rows) => {
-                loader.load(&set, &rows).await?;
-                format!("{} {}\n", rows.count, if rows.count == 1 { "row" } else { "rows" })
+        match load_one(store, &loader, &set).await {
+            Ok(()) => drop(later.0.remove(&set.id())),
+            Err(error) => {
+                tracing::warn!(set = set.id(), "a result set waits: {}", error.chain());
+                later.failed(set.id());
             }
-            // It will never get better: say so once, keep the set, go on with the others.
-            Err(why) => {
-                tracing::warn!(set = set.id(), why, "result set refused");
-                format!("refused: {why}\n")
-            }
-        };
-        let mark = mark(store, &set);
-        durable::make_folder(mark.parent().unwrap_or(&mark))?;
-        durable::replace(&mark, outcome.as_bytes())?;
+        }
     }
     Ok(())
+}
+
+async fn load_one(store: &Store, loader: &Loader, set: &SealedSet) -> Result<(), Error> {
+    let outcome = match checked(store, set) {
+        Ok(count) => {
+            loader.load(store, set, count).await?;
+            format!("{count} {}\n", if count == 1 { "row" } else { "rows" })
+        }
+        // It will never get better: say so once, keep the set, go on with the others.
+        Err(why) => {
+            tracing::warn!(set = set.id(), why, "result set refused");
+            format!("refused: {why}\n")
+        }
+    };
+    let mark = mark(store, set);
+    durable::make_folder(mark.parent().unwrap_or(&mark))?;
+    durable::replace(&mark, outcome.as_bytes())
 }
 
 /// What became of a set: `20 rows` or `refused: why`; `None` while it waits.
@@ -85,47 +124,75 @@ fn mark(store: &Store, set: &SealedSet) -> PathBuf {
     store.layout().root().join("loaded").join(set.id())
 }
 
-/// Rows of a set in ClickHouse's tab-separated form.
-struct Rows {
-    tsv: String,
-    count: u64,
-}
-
-/// Every line of every `*.jsonl` file, checked to be one JSON object.
-fn rows(store: &Store, set: &SealedSet) -> Result<Rows, String> {
+/// How many rows a set has, each one a JSON object; or why it cannot be loaded.
+fn checked(store: &Store, set: &SealedSet) -> Result<u64, String> {
     if let Some(why) = &set.refused {
         return Err(why.clone());
     }
-    let mut rows = Rows { tsv: String::new(), count: 0 };
-    let files = set.files.iter().filter(|file| {
-        std::path::Path::new(&file.path).extension().is_some_and(|extension| extension == "jsonl")
-    });
-    for file in files {
-        let hash = hash_of(&file.blake3).map_err(|error| error.to_string())?;
-        let text = std::fs::read_to_string(store.layout().object(hash))
-            .map_err(|cause| format!("{}: {cause}", file.path))?;
-        for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let refused = |why: &str| format!("{} line {}: {why}", file.path, number + 1);
-            if line.len() > MAX_LINE_BYTES {
-                return Err(refused("longer than 1 MiB"));
-            }
-            is_object(line).map_err(|cause| refused(&format!("not one JSON object: {cause}")))?;
-            let _infallible = writeln!(
-                rows.tsv,
-                "{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}",
-                set.id(),
-                set.team,
-                set.project,
-                set.job,
-                set.task,
-                set.attempt,
-                rows.count,
-                escape(line)
-            );
-            rows.count += 1;
-        }
+    let mut lines = Lines::of(store, set);
+    let mut count = 0;
+    while let Some(line) = lines.next()? {
+        is_object(line.text)
+            .map_err(|cause| format!("{} line {}: not one JSON object: {cause}", line.file, line.number))?;
+        count += 1;
     }
-    Ok(rows)
+    Ok(count)
+}
+
+/// The lines of a set's `*.jsonl` files, one at a time: a set may be larger than the memory.
+struct Lines<'a> {
+    store: &'a Store,
+    files: std::vec::IntoIter<&'a File>,
+    open: Option<(&'a File, BufReader<std::fs::File>)>,
+    number: u64,
+    buffer: String,
+}
+
+/// One line that is not blank.
+struct Line<'a> {
+    file: &'a str,
+    /// Counted from 1.
+    number: u64,
+    text: &'a str,
+}
+
+impl<'a> Lines<'a> {
+    fn of(store: &'a Store, set: &'a SealedSet) -> Self {
+        let is_rows = |file: &&File| Path::new(&file.path).extension().is_some_and(|of| of == "jsonl");
+        let files: Vec<&File> = set.files.iter().filter(is_rows).collect();
+        Self { store, files: files.into_iter(), open: None, number: 0, buffer: String::new() }
+    }
+
+    fn next(&mut self) -> Result<Option<Line<'_>>, String> {
+        loop {
+            let Some((file, reader)) = &mut self.open else {
+                let Some(file) = self.files.next() else { return Ok(None) };
+                let hash = hash_of(&file.blake3).map_err(|error| error.to_string())?;
+                let object = std::fs::File::open(self.store.layout().object(hash))
+                    .map_err(|cause| format!("{}: {cause}", file.path))?;
+                (self.open, self.number) = (Some((file, BufReader::new(object))), 0);
+                continue;
+            };
+            self.buffer.clear();
+            self.number += 1;
+            let most = MAX_LINE_BYTES as u64 + 2;
+            let read = reader.by_ref().take(most).read_line(&mut self.buffer);
+            let refused = |why: &dyn std::fmt::Display| format!("{} line {}: {why}", file.path, self.number);
+            if read.map_err(|cause| refused(&cause))? == 0 {
+                self.open = None;
+                continue;
+            }
+            if self.buffer.trim_end().len() > MAX_LINE_BYTES {
+                return Err(refused(&"longer than 1 MiB"));
+            }
+            if !self.buffer.trim().is_empty() {
+                break;
+            }
+        }
+        let file = self.open.as_ref().map(|(file, _)| file.path.as_str()).unwrap_or_default();
+        let text = self.buffer.trim_end_matches(['\n', '\r']);
+        Ok(Some(Line { file, number: self.number, text }))
+    }
 }
 
 /// Looks at the form only: a number that no f64 holds is kept as the job wrote it.
@@ -170,7 +237,7 @@ impl Loader {
     }
 
     /// Puts the set's rows into its partition, whatever was there before.
-    async fn load(&self, set: &SealedSet, rows: &Rows) -> Result<(), Error> {
+    async fn load(&self, store: &Store, set: &SealedSet, count: u64) -> Result<(), Error> {
         let (database, table, id) = (&self.database, &self.table, set.id());
         let stage = format!("`{database}`.`stage_{}`", blake3::hash(id.as_bytes()).to_hex());
         self.run(&format!("DROP TABLE IF EXISTS {stage}")).await?;
@@ -178,11 +245,11 @@ impl Loader {
             "CREATE TABLE {stage} ({COLUMNS}) ENGINE = MergeTree PARTITION BY set ORDER BY (set, line)"
         ))
         .await?;
-        if rows.count > 0 {
-            self.insert(&stage, &rows.tsv).await?;
+        if count > 0 {
+            self.stage(&stage, store, set).await?;
             let staged = self.count(&stage).await?;
-            if staged != rows.count {
-                let what = format!("stage set {id} whole: {} rows sent, {staged} there", rows.count);
+            if staged != count {
+                let what = format!("stage set {id} whole: {count} rows sent, {staged} there");
                 return Err(Error::Source { what, source: None });
             }
             self.run(&format!("ALTER TABLE `{database}`.`{table}` REPLACE PARTITION '{id}' FROM {stage}"))
@@ -191,11 +258,30 @@ impl Loader {
         self.run(&format!("DROP TABLE IF EXISTS {stage}")).await
     }
 
-    async fn insert(&self, stage: &str, tsv: &str) -> Result<(), Error> {
+    /// Inserts the rows in batches, so that neither we nor ClickHouse hold a large set in memory.
+    async fn stage(&self, stage: &str, store: &Store, set: &SealedSet) -> Result<(), Error> {
+        let mut lines = Lines::of(store, set);
+        let (mut batch, mut line) = (String::new(), 0_u64);
+        let unread =
+            |why: String| Error::Source { what: format!("read set {}: {why}", set.id()), source: None };
+        while let Some(row) = lines.next().map_err(unread)? {
+            let SealedSet { team, project, job, task, attempt, .. } = set;
+            let text = escape(row.text);
+            let _infallible =
+                writeln!(batch, "{}\t{team}\t{project}\t{job}\t{task}\t{attempt}\t{line}\t{text}", set.id());
+            line += 1;
+            if batch.len() >= BATCH_BYTES {
+                self.insert(stage, std::mem::take(&mut batch)).await?;
+            }
+        }
+        if batch.is_empty() { Ok(()) } else { self.insert(stage, batch).await }
+    }
+
+    async fn insert(&self, stage: &str, tsv: String) -> Result<(), Error> {
         let sql = format!("INSERT INTO {stage} FORMAT TabSeparated");
         let sending = async {
             let mut insert = self.client.insert_formatted_with(sql);
-            insert.send(bytes::Bytes::copy_from_slice(tsv.as_bytes())).await?;
+            insert.send(bytes::Bytes::from(tsv)).await?;
             insert.end().await
         };
         self.within("stage a result set", sending).await
@@ -251,25 +337,47 @@ mod tests {
         }
     }
 
-    #[test]
-    fn lines_become_rows_with_escapes_and_blank_lines_do_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path(), Some(0)).unwrap();
-        let set = set_of(&store, "a.jsonl", "{\"text\":\"a\\tb\"}\n\n{\"x\":1e999}\n");
-        let rows = rows(&store, &set).unwrap();
-        assert_eq!(rows.count, 2);
-        assert!(rows.tsv.ends_with("{\"x\":1e999}\n"), "numbers stay as they were written");
-        let first = "results-j1-3-1-0\tvision\tdefault\tj1\t3\t1\t0\t{\"text\":\"a\\\\tb\"}";
-        assert_eq!(rows.tsv.lines().next(), Some(first));
+    fn texts(store: &Store, set: &SealedSet) -> Vec<String> {
+        let mut lines = Lines::of(store, set);
+        let mut texts = Vec::new();
+        while let Some(line) = lines.next().unwrap() {
+            texts.push(format!("{}:{} {}", line.file, line.number, line.text));
+        }
+        texts
     }
 
     #[test]
-    fn a_line_that_is_no_object_refuses_the_set_and_other_files_are_left_alone() {
+    fn lines_are_read_one_by_one_without_blank_ones_and_numbers_stay_as_they_were_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path(), Some(0)).unwrap();
+        let mut set = set_of(&store, "a.jsonl", "{\"text\":\"a\\tb\"}\r\n\n{\"x\":1e999}");
+        set.files.extend(set_of(&store, "b.jsonl", "{}\n").files);
+        assert_eq!(checked(&store, &set), Ok(3));
+        let expected = ["a.jsonl:1 {\"text\":\"a\\tb\"}", "a.jsonl:3 {\"x\":1e999}", "b.jsonl:1 {}"];
+        assert_eq!(texts(&store, &set), expected);
+        assert_eq!(escape("a\\tb"), "a\\\\tb");
+    }
+
+    #[test]
+    fn a_line_that_is_no_object_or_too_long_refuses_the_set_and_other_files_are_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path(), Some(0)).unwrap();
         let bad = set_of(&store, "a.jsonl", "{\"x\":1}\n[1]\n");
-        assert!(rows(&store, &bad).is_err_and(|why| why.contains("a.jsonl line 2")));
+        assert!(checked(&store, &bad).is_err_and(|why| why.contains("a.jsonl line 2: not one JSON object")));
+        let long = set_of(&store, "a.jsonl", &format!("{{\"x\":\"{}\"}}\n", "y".repeat(MAX_LINE_BYTES)));
+        assert!(checked(&store, &long).is_err_and(|why| why.contains("line 1: longer than 1 MiB")));
         let model = set_of(&store, "model.bin", "not json");
-        assert_eq!(rows(&store, &model).unwrap().count, 0);
+        assert_eq!(checked(&store, &model), Ok(0));
+    }
+
+    #[test]
+    fn a_set_that_fails_is_put_off_longer_each_time_and_no_other_with_it() {
+        let mut later = Later::default();
+        later.failed("a".to_owned());
+        assert!(!later.is_due("a") && later.is_due("b"));
+        for _ in 0..20 {
+            later.failed("a".to_owned());
+        }
+        assert_eq!(later.0["a"].1, LONGEST_PAUSE);
     }
 }

@@ -20,6 +20,8 @@ use tokio::sync::watch;
 
 /// A version that could not be completed is tried again after so long, or when the wanted set changes.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// Complete versions are looked at again after so long.
+const LOOK_EVERY: Duration = Duration::from_mins(1);
 
 /// The shared state of the data unit.
 #[derive(Debug)]
@@ -137,6 +139,11 @@ impl Node {
         });
         outcome?;
         self.expect_missing();
+        let accepted = self.wanted.borrow().clone();
+        let is_complete = |(_, manifest): &(SignedManifest, Manifest)| self.store.is_complete(manifest);
+        if !accepted.is_some_and(|accepted| accepted.manifests.iter().all(is_complete)) {
+            self.look_again();
+        }
         self.held()
     }
 
@@ -206,6 +213,8 @@ impl Node {
                 tokio::select! {
                     alive = changes.changed() => if alive.is_err() { return },
                     () = self.damaged.notified() => (),
+                    // Somebody may have removed what nobody told us of.
+                    () = tokio::time::sleep(LOOK_EVERY) => (),
                 }
             } else {
                 let _elapsed_or_changed = tokio::time::timeout(RETRY_AFTER, changes.changed()).await;

@@ -1,4 +1,4 @@
-//! Rereading every byte, and repairing what does not hash any more.
+//! Rereading every byte, and repairing what does not hash any more or is not there.
 //!
 //! Reads go past the page cache where the file system allows it: the disk is in question, not the
 //! memory. A damaged object is moved to quarantine before anything else, so no peer is served from it;
@@ -7,11 +7,11 @@
 
 use crate::error::Error;
 use crate::fetch::Job;
-use crate::layout::{hash_of, names_in, write_json};
+use crate::layout::{hash_of, names_in, read_json, write_json};
 use crate::node::{Node, ScrubCounters};
 use crate::store::{Store, blocking};
 use crate::{durable, partial};
-use rackwright_wire::manifest::{CHUNK_BYTES, File};
+use rackwright_wire::manifest::{CHUNK_BYTES, File, Manifest};
 use rackwright_wire::source::{Damage, SOURCE_VERSION, ScrubReport};
 use rustix::fs::{Advice, Mode, OFlags};
 use std::collections::{BTreeMap, HashMap};
@@ -57,7 +57,65 @@ impl Node {
                 report.damaged.push(self.repair(hash, named, bad).await?);
             }
         }
+        self.mend_versions(&known, &mut report).await?;
         Ok(report)
+    }
+
+    /// Finds what is not there at all: objects that a visible version names, links, folders, manifests.
+    async fn mend_versions(
+        &self,
+        known: &HashMap<blake3::Hash, Shared>,
+        report: &mut ScrubReport,
+    ) -> Result<(), Error> {
+        let store = Arc::clone(&self.store);
+        let broken = blocking(move || {
+            let manifests = store.layout().manifests()?;
+            Ok(manifests.into_iter().filter(|manifest| !store.is_complete(manifest)).collect::<Vec<_>>())
+        })
+        .await?;
+        for manifest in broken {
+            for file in &manifest.files {
+                let hash = hash_of(&file.blake3)?;
+                let is_reported = report.damaged.iter().any(|damage| damage.blake3 == file.blake3);
+                if !self.store.has(hash) && !is_reported {
+                    tracing::warn!(object = %hash, "an object is not there any more");
+                    let all = (0..file.chunks.len() as u64).collect();
+                    report.damaged.push(self.repair(hash, known.get(&hash).cloned(), all).await?);
+                }
+            }
+            // What was just fetched is linked already; what could not be is in the report.
+            if self.store.layout().has_all(&manifest) && !self.store.is_complete(&manifest) {
+                report.damaged.push(self.mend(manifest).await?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a version's folder right again; in the report it stands under its manifest's hash.
+    async fn mend(&self, manifest: Manifest) -> Result<Damage, Error> {
+        let digest = manifest.digest();
+        tracing::warn!(
+            dataset = manifest.dataset,
+            digest,
+            "a version's folder is not what its manifest says"
+        );
+        self.count_scrub(1, 0)?;
+        let damage = Damage {
+            holders: self.store.layout().pins(&manifest.dataset, &digest)?,
+            shared_by: vec![format!("{}/{digest}", manifest.dataset)],
+            blake3: digest,
+            chunks: Vec::new(),
+            fetched: BTreeMap::new(),
+            unrepaired: None,
+        };
+        let store = Arc::clone(&self.store);
+        blocking(move || {
+            let signed = read_json(&store.layout().manifest(&manifest.dataset, &manifest.digest())?)?;
+            store.lay_out(&signed, &manifest)
+        })
+        .await?;
+        self.count_scrub(0, 1)?;
+        Ok(damage)
     }
 
     async fn repair(
@@ -152,10 +210,16 @@ fn quarantine(store: &Store, hash: blake3::Hash, file: Option<&File>, bad: &[u64
     let folder = store.layout().at("quarantine");
     let before = names_in(&folder)?.iter().filter(|name| name.starts_with(hex.as_str())).count();
     let away = folder.join(format!("{hex}.{before}"));
-    durable::rename(&object, &away)?;
-    durable::sync_folder(object.parent().unwrap_or(store.layout().root()))?;
+    let is_there = object.exists();
+    if is_there {
+        durable::rename(&object, &away)?;
+        durable::sync_folder(object.parent().unwrap_or(store.layout().root()))?;
+    }
     let Some(file) = file else { return Ok(()) };
     store.expect([hash]);
+    if !is_there {
+        return Ok(());
+    }
     let (fresh, _opened) = store.partial(file)?;
     let old = std::fs::File::open(&away).map_err(Error::io("open", &away))?;
     let mut buffer = vec![0; BUFFER_BYTES];

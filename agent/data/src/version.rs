@@ -37,26 +37,45 @@ impl Store {
         if read_json::<SignedManifest>(&stored).ok().as_ref() != Some(signed) {
             write_json(&stored, signed)?;
         }
+        self.lay_out(signed, manifest)?;
         let folder = self.layout().version(&manifest.dataset, &digest)?;
-        let versions = folder.parent().unwrap_or(self.layout().root()).to_owned();
-        durable::make_folder(&versions)?;
-        if folder.is_dir() {
-            self.relink(manifest)?;
-        } else {
-            let building = versions.join(format!(".building-{digest}"));
-            self.build(&building, signed, manifest)?;
-            durable::rename(&building, &folder)?;
-        }
-        point_current(&versions, &digest)
+        point_current(folder.parent().unwrap_or(self.layout().root()), &digest)
     }
 
-    /// Whether a version is visible, has every object, and links exactly these.
+    /// Makes a version's folder what its manifest says: all of it when it is gone, else the links and the manifest
+    /// that are not right. Every object must be here.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub(crate) fn lay_out(&self, signed: &SignedManifest, manifest: &Manifest) -> Result<(), Error> {
+        let digest = manifest.digest();
+        let folder = self.layout().version(&manifest.dataset, &digest)?;
+        if folder.is_dir() {
+            self.relink(manifest)?;
+            if !has_text(&folder, &signed.manifest) {
+                durable::replace(&folder.join(MANIFEST_FILE), signed.manifest.as_bytes())?;
+            }
+            return Ok(());
+        }
+        let versions = folder.parent().unwrap_or(self.layout().root());
+        durable::make_folder(versions)?;
+        let building = versions.join(format!(".building-{digest}"));
+        self.build(&building, signed, manifest)?;
+        durable::rename(&building, &folder)
+    }
+
+    /// Whether a version is visible, has its manifest and every object, and links exactly these.
     pub fn is_complete(&self, manifest: &Manifest) -> bool {
-        let Ok(folder) = self.layout().version(&manifest.dataset, &manifest.digest()) else { return false };
-        manifest.files.iter().all(|file| {
+        let digest = manifest.digest();
+        let Ok(folder) = self.layout().version(&manifest.dataset, &digest) else { return false };
+        let linked = manifest.files.iter().all(|file| {
             let object = hash_of(&file.blake3).map(|hash| self.layout().object(hash));
             object.is_ok_and(|object| same_inode(&object, &folder.join(&file.path)))
-        })
+        });
+        // The stored copy is the signed one; pods read the other.
+        let stored = self.layout().manifest(&manifest.dataset, &digest);
+        let signed = stored.and_then(|stored| read_json::<SignedManifest>(&stored));
+        linked && signed.is_ok_and(|signed| has_text(&folder, &signed.manifest))
     }
 
     /// Relinks every object of a visible version that was replaced by a repair; returns how many.
@@ -69,8 +88,11 @@ impl Store {
         for file in &manifest.files {
             let object = self.layout().object(hash_of(&file.blake3)?);
             let link = folder.join(&file.path);
-            if !folder.is_dir() || same_inode(&object, &link) {
+            if !folder.is_dir() || same_inode(&object, &link) || !object.exists() {
                 continue;
+            }
+            if let Some(parent) = link.parent() {
+                fs::create_dir_all(parent).map_err(Error::io("make the folder", parent))?;
             }
             let name = link.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let temp = link.with_file_name(format!(".{name}.relink"));
@@ -231,6 +253,11 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Whether the manifest beside a version's files is this one.
+fn has_text(folder: &Path, manifest: &str) -> bool {
+    fs::read(folder.join(MANIFEST_FILE)).is_ok_and(|text| text == manifest.as_bytes())
 }
 
 fn same_inode(left: &Path, right: &Path) -> bool {

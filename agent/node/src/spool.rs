@@ -6,7 +6,9 @@ use rackwright_wire::sealed::SealedSet;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Mutex;
 
 /// How often the spool is looked at when nobody wakes it.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -15,12 +17,14 @@ const PERIOD: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone)]
 pub struct Spool {
     folder: PathBuf,
+    /// One upload at a time: a pod that ends uploads as well as the loop.
+    uploading: Arc<Mutex<()>>,
 }
 
 impl Spool {
     /// The spool below the data folder.
     pub fn new(data_dir: &Path) -> Self {
-        Self { folder: data_dir.join("spool") }
+        Self { folder: data_dir.join("spool"), uploading: Arc::default() }
     }
 
     /// An empty folder for the set's objects.
@@ -75,6 +79,7 @@ impl Spool {
 
     /// Uploads everything that waits; what fails stays and is reported.
     pub(crate) async fn upload_once(&self, results: &Results) {
+        let _one_at_a_time = self.uploading.lock().await;
         for set in self.waiting() {
             match self.deliver(&set, results).await {
                 Ok(()) => {

@@ -128,7 +128,14 @@ impl Driver {
     /// Asks and compares servers, and the cluster's own objects at the same time.
     pub async fn survey(&self, servers: &[&str]) -> (Survey, Vec<Difference>) {
         let survey = self.wanted.survey(&self.rack, servers, &self.teller);
-        tokio::join!(Box::pin(survey), Box::pin(self.objects()))
+        let (survey, objects) = tokio::join!(Box::pin(survey), Box::pin(self.objects()));
+        // Where no control server answers nobody knows what its API has: that is no reason to make it anew.
+        let mut controls = self.wanted.inventory.of_role(Role::Control);
+        let unknown = controls.all(|server| survey.failed.contains_key(&server.name));
+        let objects = objects
+            .or_else(|| (!unknown).then(|| objects::all_missing(&self.wanted.inventory)))
+            .unwrap_or_default();
+        (survey, objects)
     }
 
     /// The API, through the first control server whose API is ready.
@@ -142,13 +149,12 @@ impl Driver {
         self.conditions.etcd_metrics().await
     }
 
-    /// What differs in the cluster. Where no API answers, everything is missing.
-    async fn objects(&self) -> Vec<Difference> {
-        let found = match self.cluster().await {
+    /// What differs in the cluster, when an API answers.
+    async fn objects(&self) -> Option<Vec<Difference>> {
+        match self.cluster().await {
             Some(Ok(cluster)) => cluster.differences(&self.wanted.inventory).await.ok(),
             Some(Err(_)) | None => None,
-        };
-        found.unwrap_or_else(|| objects::all_missing(&self.wanted.inventory))
+        }
     }
 
     /// Saves a plan. It becomes the pending one.

@@ -366,7 +366,7 @@ async fn results(client: &Client, id: JobId, out: Out) -> Result<ExitCode, Repor
 /// Sealed sets as a table.
 fn left(sets: &[ResultSet]) -> String {
     if sets.is_empty() {
-        return "nothing is sealed; a job with `results` or `checkpoint` leaves what it writes to /work/results and /work/checkpoints/STEP"
+        return "nothing has arrived: it is still on its way, or the job wrote nothing to /work/results or /work/checkpoints/STEP (with `results` or `checkpoint`)"
             .to_owned();
     }
     let mut text = format!("{:<40} {:<8} {:>6} {:>12}  OUTCOME", "SET", "NODE", "FILES", "BYTES");

@@ -170,7 +170,8 @@ async fn apply(args: &ApplyArgs, out: Out) -> Result<ExitCode, Report> {
     let pending = if args.fresh || !args.place.only.is_empty() {
         None
     } else {
-        saved::pending(&driver.state).map_err(Report::new)?
+        // Who was absent then may be here now: such a plan is made anew.
+        saved::pending(&driver.state).map_err(Report::new)?.filter(|saved| saved.plan.absent.is_empty())
     };
     let (saved, survey) = if let Some(saved) = pending {
         out.say(format_args!(

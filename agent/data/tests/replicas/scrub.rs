@@ -74,3 +74,52 @@ async fn damage_that_no_peer_can_repair_takes_the_version_out_until_one_can() {
     controller.complete(&ml1, &version).await;
     assert_eq!(fs::read(ml1.version(&version).join("only")).unwrap(), bytes);
 }
+
+#[tokio::test]
+async fn what_is_missing_or_is_no_manifest_is_found_and_put_back() {
+    let rig = Rig::new();
+    let data_dir = rig.config("data1").data_dir;
+    let bytes = content(14, 1);
+    let one = store_object(&data_dir, "one", &bytes);
+    let two = store_object(&data_dir, "deep/two", b"two");
+    let version = manifest("indexes", 1, vec![one.clone(), two.clone()]);
+    let (data1, ml1) = (rig.start("data1"), rig.start("ml1"));
+    let controller = rig.controller(&[&data1, &ml1]);
+    controller.trust(&ml1).await;
+    let signed = [rig.sign(&version)];
+    controller.want(&ml1, &wanted(1, &signed, "indexes", &[data1.peer()])).await.unwrap();
+    controller.complete(&ml1, &version).await;
+    let folder = ml1.version(&version);
+    let text = fs::read(folder.join("manifest.json")).unwrap();
+
+    let garble = || fs::write(folder.join("manifest.json"), "garbage").unwrap();
+    let unlink = || fs::remove_file(folder.join("one")).unwrap();
+    let remove = || fs::remove_dir_all(&folder).unwrap();
+    let lose = || {
+        fs::remove_file(ml1.object(&two)).unwrap();
+        fs::remove_dir_all(folder.join("deep")).unwrap();
+    };
+    let wrecks: [(&str, &dyn Fn()); 4] = [
+        ("the manifest that pods read", &garble),
+        ("a link", &unlink),
+        ("a whole version", &remove),
+        ("an object with all its links", &lose),
+    ];
+    for (what, wreck) in wrecks {
+        wreck();
+        let held = controller.held(&ml1).await;
+        assert!(held.datasets["indexes"].iter().all(|version| !version.complete), "{what} is complete");
+        let report = controller.scrub(&ml1).await;
+        assert_eq!((report.found(), report.repaired()), (1, 1), "{what}: {report:?}");
+        assert_eq!(fs::read(folder.join("one")).unwrap(), bytes, "{what}");
+        assert_eq!(fs::read(folder.join("deep/two")).unwrap(), b"two", "{what}");
+        assert_eq!(fs::read(folder.join("manifest.json")).unwrap(), text, "{what}");
+        assert!(controller.complete(&ml1, &version).await.complete, "{what}");
+        assert_eq!(controller.scrub(&ml1).await.found(), 0, "{what}");
+    }
+
+    // Without a scrub too: the next push has the node look again.
+    remove();
+    controller.want(&ml1, &wanted(1, &signed, "indexes", &[data1.peer()])).await.unwrap();
+    controller.complete(&ml1, &version).await;
+}

@@ -8,7 +8,10 @@ use crate::host::Host;
 use crate::receive;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::lchown;
 use std::path::Path;
+
+const OWNER: &str = "0:0";
 
 pub(super) fn check(host: &Host, path: &str, sha256: &str, mode: &str) -> Result<Option<Found>, StepError> {
     let place = host.path(path);
@@ -20,10 +23,10 @@ pub(super) fn check(host: &Host, path: &str, sha256: &str, mode: &str) -> Result
             Ok(Some(Found::new(format!("replace {path}")).with_detail(detail)))
         }
         Some(_) => {
-            let lines = Attributes::resolve(host, mode, "0:0")?.differences(&place)?;
-            let lines: Vec<String> = lines.into_iter().filter(|line| line.starts_with("mode")).collect();
+            let mut lines = Attributes::resolve(host, mode, OWNER)?.differences(&place)?;
+            lines.retain(|line| host.is_server() || !line.starts_with("owner"));
             Ok((!lines.is_empty())
-                .then(|| Found::new(format!("change mode of {path}")).with_detail(lines.join("\n"))))
+                .then(|| Found::new(format!("change mode or owner of {path}")).with_detail(lines.join("\n"))))
         }
     }
 }
@@ -43,6 +46,12 @@ pub(super) fn apply(host: &Host, path: &str, sha256: &str, mode: &str) -> Result
         durable::make_dir(parent, 0o755).map_err(|error| StepError::io("make", parent, error))?;
     }
     install(&source, &place, mode).map_err(|error| StepError::io("install", &place, error))?;
+    if host.is_server() {
+        // A link shares its owner with what was staged, whoever that was given to.
+        let owner = crate::owner::resolve(host, OWNER)?;
+        lchown(&place, Some(owner.uid), Some(owner.gid))
+            .map_err(|error| StepError::io("set the owner of", &place, error))?;
+    }
     // A link changes ctime, and with it what is remembered; the content is known, it was just verified.
     host.hashes.note(&place, sha256);
     host.hashes.note(&source, sha256);

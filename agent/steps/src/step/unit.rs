@@ -4,6 +4,7 @@
 //! and its `restart_on` paths were. Times of files say nothing (a file put back is newer and the same).
 
 use super::Found;
+use super::attributes::Attributes;
 use super::expected::{Content, Expected};
 use crate::diff;
 use crate::durable;
@@ -26,6 +27,9 @@ const OUR_DROP_IN: &str = "rackwright.conf";
 /// A package's own, below `/usr/lib`, belong to the package.
 const DROP_IN_FOLDERS: [&str; 4] =
     [FOLDER, "/etc/systemd/system.control", "/run/systemd/system", "/run/systemd/system.control"];
+
+/// Whole units here go before those in [`FOLDER`].
+const BEFORE_OURS: [&str; 2] = ["/etc/systemd/system.control", "/run/systemd/system.control"];
 
 /// What a unit was started with (`journal/units/<unit>.json`).
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,7 +59,7 @@ pub(super) struct Wanted<'a> {
 #[derive(Debug, Default)]
 struct Findings {
     files: Vec<(String, diff::TextChange)>,
-    /// Drop-ins that somebody put beside ours: the unit is not what the plan says while they lie there.
+    /// Units and drop-ins that somebody put before or beside ours: the unit is not what the plan says while they lie there.
     strangers: Vec<(String, diff::TextChange)>,
     enable: Option<bool>,
     job: Option<Job>,
@@ -200,6 +204,12 @@ impl<'a> Wanted<'a> {
             if old.as_deref() != Some(content.as_bytes()) {
                 let change = diff::text(&path, old.as_deref(), content, false);
                 changed.push((path, change));
+            } else if host.is_server() {
+                let lines = Attributes::resolve(host, "0644", "0:0")?.differences(&place)?;
+                if !lines.is_empty() {
+                    let summary = format!("change mode or owner of {path}");
+                    changed.push((path, diff::TextChange { summary, detail: lines.join("\n") }));
+                }
             }
         }
         Ok(changed)
@@ -318,25 +328,33 @@ impl<'a> Wanted<'a> {
     }
 }
 
-/// The unit's drop-ins that are not ours (`has_ours`: the plan writes one), sorted within each folder.
+/// What stands in the way of the unit as the plan has it (`has_ours`: the plan writes a drop-in): whole units that
+/// go before ours, then drop-ins of its name or of a part of it that ends with a dash, sorted within each folder.
 fn stranger_paths(host: &Host, unit: &str, has_ours: bool) -> Result<Vec<String>, StepError> {
-    let mut paths = Vec::new();
-    for folder in DROP_IN_FOLDERS {
-        let folder_path = format!("{folder}/{unit}.d");
+    let mut paths: Vec<String> = BEFORE_OURS.iter().map(|folder| format!("{folder}/{unit}")).collect();
+    paths.retain(|path| fs::symlink_metadata(host.path(path)).is_ok());
+    let (stem, kind) = unit.rsplit_once('.').unwrap_or((unit, "service"));
+    let dashes = stem.match_indices('-').filter_map(|(at, _)| stem.get(..=at));
+    let names: Vec<String> =
+        std::iter::once(unit.to_owned()).chain(dashes.map(|part| format!("{part}.{kind}"))).collect();
+    for (folder, name) in
+        DROP_IN_FOLDERS.iter().flat_map(|folder| names.iter().map(move |name| (folder, name)))
+    {
+        let folder_path = format!("{folder}/{name}.d");
         let place = host.path(&folder_path);
         let entries = match fs::read_dir(&place) {
             Ok(entries) => entries,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             Err(error) => return Err(StepError::io("list", &place, error)),
         };
-        let mut names: Vec<String> =
+        let mut files: Vec<String> =
             entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-        names.retain(|name| {
-            let ours = has_ours && folder == FOLDER && name == OUR_DROP_IN;
+        files.retain(|name| {
+            let ours = has_ours && folder_path == format!("{FOLDER}/{unit}.d") && name == OUR_DROP_IN;
             Path::new(name).extension().is_some_and(|ext| ext == "conf") && !name.starts_with('.') && !ours
         });
-        names.sort();
-        paths.extend(names.into_iter().map(|name| format!("{folder_path}/{name}")));
+        files.sort();
+        paths.extend(files.into_iter().map(|name| format!("{folder_path}/{name}")));
     }
     Ok(paths)
 }
@@ -457,6 +475,11 @@ mod tests {
         assert!(ours.strangers(&host).unwrap().is_empty());
         assert_eq!(unit(&[]).strangers(&host).unwrap().len(), 1, "ours of an earlier plan is a stranger too");
         put("etc/systemd/system/etcd.service.d/override.conf");
+        let dashed = Wanted { name: "rackwright-data.service", ..unit(&[]) };
+        assert!(dashed.strangers(&host).unwrap().is_empty());
+        put("run/systemd/system/rackwright-.service.d/all.conf");
+        put("etc/systemd/system.control/rackwright-data.service");
+        assert_eq!(dashed.strangers(&host).unwrap().len(), 2, "a whole unit, and a drop-in for all of ours");
         put("run/systemd/system.control/etcd.service.d/50-MemoryMax.conf");
         let found = ours.strangers(&host).unwrap();
         let words: Vec<&str> = found.iter().map(|(_, change)| change.summary.as_str()).collect();

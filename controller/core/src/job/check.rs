@@ -120,6 +120,9 @@ impl JobSpec {
             let hint = format!("give seconds between 1 and {}", limits.max_run_time_s);
             findings.push(Finding::new("max_run_time_s", "is out of range", hint));
         }
+        if self.deadline_s == Some(0) {
+            findings.push(Finding::new("deadline_s", "is 0", "give seconds from the submit, at least 1"));
+        }
         if self.checkpoint.is_some_and(|checkpoint| checkpoint.interval_s == 0) {
             findings.push(Finding::new("checkpoint.interval_s", "is 0", "give seconds between checkpoints"));
         }
@@ -137,7 +140,9 @@ impl JobSpec {
 fn check_container(spec: &JobSpec, limits: &Limits, findings: &mut Vec<Finding>) {
     let image = &spec.image;
     let usable = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/:@".contains(&byte);
-    if image.is_empty() || image.len() > 512 || !image.bytes().all(usable) {
+    let begins = image.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    let ends = image.bytes().next_back().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    if !begins || !ends || image.len() > 512 || !image.bytes().all(usable) {
         let hint = "write a reference such as docker.io/library/python:3.13";
         findings.push(Finding::new("image", format!("{image:?} is no image reference"), hint));
     }
@@ -154,6 +159,15 @@ fn check_container(spec: &JobSpec, limits: &Limits, findings: &mut Vec<Finding>)
         }
     }
     let words = spec.command.iter().chain(&spec.args);
+    for (field, texts) in [("command", &spec.command), ("args", &spec.args)] {
+        if texts.iter().any(|text| text.contains('\0')) {
+            findings.push(Finding::new(field, "holds a NUL", "no program can be given one: leave it out"));
+        }
+    }
+    for (name, _) in spec.env.iter().filter(|(_, value)| value.contains('\0')) {
+        let hint = "no program can be given one: leave it out";
+        findings.push(Finding::new(&format!("env.{name}"), "holds a NUL", hint));
+    }
     let pairs = spec.env.iter().flat_map(|(name, value)| [name, value]);
     let bytes: usize = words.chain(pairs).map(String::len).sum();
     if bytes > limits.text_bytes {
@@ -329,6 +343,21 @@ mod tests {
             "results is the text \"yes\": give true or false",
         ];
         assert_eq!(said, expected);
+    }
+
+    #[test]
+    fn null_is_no_value_and_what_no_program_or_image_can_be_is_refused() {
+        let fields = |body: &str| {
+            let findings = JobSpec::from_json(body.as_bytes(), &Limits::default()).unwrap_err();
+            findings.into_iter().map(|found| format!("{} {}", found.field, found.message)).collect::<Vec<_>>()
+        };
+        assert_eq!(fields(r#"{"name": null, "image": null}"#), ["name is missing", "image is missing"]);
+        for image in ["@@:::", "-x", "x:"] {
+            let body = serde_json::json!({"name": "fit", "image": image}).to_string();
+            assert_eq!(fields(&body), [format!("image {image:?} is no image reference")]);
+        }
+        let body = r#"{"name": "fit", "image": "i", "command": ["a\u0000b"], "env": {"A": "\u0000"}, "deadline_s": 0}"#;
+        assert_eq!(fields(body), ["command holds a NUL", "env.A holds a NUL", "deadline_s is 0"]);
     }
 
     #[test]

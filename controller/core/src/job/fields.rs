@@ -22,8 +22,9 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn required<T: DeserializeOwned>(&mut self, name: &'static str, hint: &str) -> Option<T> {
-        if !self.map.contains_key(name) {
+        if self.map.get(name).is_none_or(Value::is_null) {
             self.read.push(name);
+            self.map.remove(name);
             self.findings.push(Finding::new(&self.path(name), "is missing", hint));
             return None;
         }
