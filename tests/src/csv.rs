@@ -1,10 +1,10 @@
 //! A CSV file of the user's as a table: numbers stay, words become codes.
 //!
-//! RFC 4180 quoting. A column whose every cell is a number is `Float64`; any other gets a code per
+//! Quoting as in RFC 4180, but without line breaks in a cell. A column whose every cell is a number is `Float64`; any other gets a code per
 //! distinct word in order of first appearance (`UInt32`).
 
 use crate::table::{Table, Type};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 /// A file that is no table.
@@ -13,6 +13,9 @@ pub enum CsvError {
     /// No header line.
     #[error("find a header line")]
     Empty,
+    /// Headers that are empty, or the same once only letters, digits and underscores are left of them.
+    #[error("tell the columns apart: {0:?} is empty or there twice")]
+    Names(String),
     /// A row with another number of cells than the header.
     #[error("read line {line}: {cells} cells where the header has {columns}")]
     Ragged {
@@ -33,6 +36,13 @@ pub fn read(text: &str) -> Result<Table, CsvError> {
     let mut lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let (_, header) = lines.next().ok_or(CsvError::Empty)?;
     let names = cells(header);
+    let mut seen = BTreeSet::new();
+    for name in &names {
+        let column = column_name(name);
+        if column.is_empty() || !seen.insert(column) {
+            return Err(CsvError::Names(name.clone()));
+        }
+    }
     let mut rows = Vec::new();
     for (index, line) in lines {
         let row = cells(line);
@@ -67,7 +77,7 @@ pub fn read(text: &str) -> Result<Table, CsvError> {
 }
 
 /// A name that needs no quoting anywhere: letters, digits and underscores.
-fn column_name(name: &str) -> String {
+pub fn column_name(name: &str) -> String {
     let plain: String = name
         .trim()
         .chars()
@@ -105,6 +115,12 @@ mod tests {
         assert_eq!(table.tsv, "0\t1.5\t0\t1\n1\t2\t1\t2\n2\t3\t0\t3\n");
         let names: Vec<_> = table.columns.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["id", "time", "vc", "a__b_"]);
+    }
+
+    #[test]
+    fn columns_that_cannot_be_told_apart_are_refused() {
+        assert_eq!(read("a b,a_b\n1,2\n"), Err(CsvError::Names("a_b".to_owned())));
+        assert_eq!(read("a,\n1,2\n"), Err(CsvError::Names(String::new())));
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod jobs;
 mod rack;
 mod results;
 
+use crate::csv;
 use crate::http::ClickHouse;
 use crate::shell::{self, ShellError};
 use crate::site::{Site, SiteError};
@@ -89,7 +90,11 @@ impl Demo {
     ///
     /// # Errors
     /// When the checkout is not as it should be.
-    pub fn open(repository: &Path, options: Options) -> Result<Self, DemoError> {
+    pub fn open(repository: &Path, mut options: Options) -> Result<Self, DemoError> {
+        if options.data.is_some() {
+            // As the columns are named once they are read.
+            options.target = options.target.as_deref().map(csv::column_name);
+        }
         let folder = repository.join("target/demo");
         let inventory = repository.join("inventory/lab.toml");
         let file = |path: &Path| {
@@ -117,6 +122,7 @@ impl Demo {
     /// # Errors
     /// The first thing that is not as it must be; the rack stays up for a look.
     pub fn up(mut self) -> Result<(), DemoError> {
+        self.check_data()?;
         let mut stages = Stages::new(8, self.options.from);
         stages.run("lab", "Five servers with systemd and sshd", || self.raise_lab())?;
         stages.run("artifacts", "Kubernetes, etcd, containerd, MinIO, images: by hash", || {

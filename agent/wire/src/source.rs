@@ -140,13 +140,13 @@ impl ScrubReport {
     }
 }
 
-/// One object whose bytes did not hash.
+/// One object whose bytes did not hash or were gone, or one version whose folder was not what its manifest says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Damage {
-    /// The hash that it should have.
+    /// The hash that it should have; of a version its digest.
     pub blake3: String,
-    /// Chunks that did not hash or could not be read.
+    /// Chunks that did not hash or could not be read; none of a version.
     pub chunks: Vec<u64>,
     /// Versions and sets that share it, as `dataset/digest` or `set/id`; all were relinked when repaired.
     pub shared_by: Vec<String>,

@@ -4,7 +4,7 @@ use crate::client::Client;
 use crate::out::Out;
 use crate::report::Report;
 use clap::{Args, Subcommand};
-use rackwright_core::job::{JobPhase, Outcome};
+use rackwright_core::job::{DatasetPin, JobPhase, Outcome};
 use rackwright_core::sched::Explanation;
 use rackwright_serve::api::{Cancelled, Job, JobList, JobSummary, Queue, ResultSet, Results, Submitted};
 use rackwright_wire::id::JobId;
@@ -210,12 +210,7 @@ async fn submit(client: &Client, args: &SubmitArgs, out: Out) -> Result<ExitCode
     out.data(submitted.id, &submitted);
     if !out.is_json() {
         for pin in &submitted.datasets {
-            out.say(format_args!(
-                "  sees {} at {} (generation {})",
-                pin.name,
-                pin.version.short(),
-                pin.generation
-            ));
+            out.say(format_args!("  sees {}", pinned(pin)));
         }
         if submitted.replayed {
             out.say("  this key was used before: nothing was changed");
@@ -450,7 +445,7 @@ fn shown(job: &Job) -> String {
         ),
     ];
     for pin in &job.datasets {
-        lines.push(format!("  data {} at {} (generation {})", pin.name, pin.version.short(), pin.generation));
+        lines.push(format!("  data {}", pinned(pin)));
     }
     if let Some(waiting) = &job.waiting {
         lines.push(format!("  {waiting}"));
@@ -478,6 +473,15 @@ fn shown(job: &Job) -> String {
         ));
     }
     lines.join("\n")
+}
+
+/// A version that was asked for by its digest has no generation.
+fn pinned(pin: &DatasetPin) -> String {
+    let generation = match pin.generation {
+        0 => String::new(),
+        generation => format!(" (generation {generation})"),
+    };
+    format!("{} at {}{generation}", pin.name, pin.version.short())
 }
 
 fn explained(explanation: &Explanation) -> String {

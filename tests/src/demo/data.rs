@@ -80,8 +80,7 @@ impl Demo {
             Some(path) => user_table(path)?,
             None => apt::read(files)?,
         };
-        let known = table.columns.iter().any(|(name, _)| name == self.target());
-        must(known, &format!("a column {:?} to predict", self.target()), column_names(&table))?;
+        self.has_target(&table)?;
         let data = self.clickhouse("data1");
         data.run("CREATE DATABASE IF NOT EXISTS apt", b"")?;
         data.run(&format!("DROP TABLE IF EXISTS {TABLE}"), b"")?;
@@ -89,6 +88,16 @@ impl Demo {
         data.run(&format!("INSERT INTO {TABLE} FORMAT TabSeparated"), table.tsv.as_bytes())?;
         stage::note(format_args!("{TABLE}: {} rows, {}", table.rows, column_names(&table)));
         Ok(())
+    }
+
+    /// Refuses a file of the user's that will not do, before anything is touched.
+    pub(super) fn check_data(&self) -> Result<(), DemoError> {
+        self.options.data.as_deref().map_or(Ok(()), |path| self.has_target(&user_table(path)?))
+    }
+
+    fn has_target(&self, table: &Table) -> Result<(), DemoError> {
+        let known = table.columns.iter().any(|(name, _)| name == self.target());
+        must(known, &format!("a column {:?} to predict", self.target()), column_names(table))
     }
 
     fn load_bucket(&self, bucket: &str, files: &[PathBuf]) -> Result<(), DemoError> {

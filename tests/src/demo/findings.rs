@@ -20,6 +20,7 @@ pub(super) struct Findings {
     pub(super) scrub_found: u64,
     pub(super) scrub_repaired: u64,
     pub(super) jobs: Jobs,
+    pub(super) pods_before: u64,
     pub(super) pods_peak: u64,
     pub(super) pods_after: u64,
     pub(super) etcd_before: u64,
@@ -104,7 +105,7 @@ impl Findings {
                 "retried": self.jobs.retried, "waiting_reason": self.jobs.waiting_reason,
                 "submit_to_running_s": self.jobs.submit_to_running_s,
             },
-            "pods": {"peak": self.pods_peak, "after": self.pods_after},
+            "pods": {"before": self.pods_before, "peak": self.pods_peak, "after": self.pods_after},
             "etcd_bytes": {"before": self.etcd_before, "peak": self.etcd_peak, "after": self.etcd_after},
             "results_rows": self.results_rows,
             "results_rows_with_ml_cut": self.results_rows_with_ml_cut,
@@ -149,7 +150,9 @@ impl fmt::Display for Findings {
         );
         line(f, "jobs", text)?;
         line(f, "waits because", jobs.waiting_reason.clone())?;
-        line(f, "pods in etcd", format!("{} at the peak, {} after", self.pods_peak, self.pods_after))?;
+        let pods =
+            format!("{} before, {} at the peak, {} after", self.pods_before, self.pods_peak, self.pods_after);
+        line(f, "pods in etcd", pods)?;
         let [before, peak, after] = [self.etcd_before, self.etcd_peak, self.etcd_after].map(megabytes);
         line(f, "etcd in use", format!("{before:.1} MB before, {peak:.1} at the peak, {after:.1} after"))?;
         let (rows, cut) = (self.results_rows, self.results_rows_with_ml_cut);

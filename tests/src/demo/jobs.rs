@@ -1,6 +1,7 @@
 //! Stages 5 and 6: a sweep on the replicated table, a gang, a retry from a checkpoint, a job that cannot
 //! start; then what is left of their pods.
 
+use super::findings::Findings;
 use super::{Demo, DemoError, must};
 use crate::field::{number, text};
 use crate::http::{Api, wait_until};
@@ -18,6 +19,7 @@ impl Demo {
         let (vision, ranking) = (self.site.api("vision"), self.site.api("ranking"));
         let before = vision.get("/v1/etcd")?;
         self.findings.etcd_before = in_use(&before);
+        self.findings.pods_before = number(&before, "pods");
         self.measure_start(&vision)?;
         let sweep = self.submit(&vision, &self.sweep_job())?;
         self.sweep.clone_from(&sweep);
@@ -53,8 +55,10 @@ impl Demo {
         let after = api.expect("POST", "/v1/etcd/compact", None, &[])?;
         self.findings.etcd_after = in_use(&after);
         self.findings.etcd_peak = self.findings.etcd_peak.max(self.findings.etcd_after);
-        let (peak, left) = (self.findings.pods_peak, self.findings.pods_after);
-        stage::note(format_args!("{peak} pod records at the peak, {left} now; their history stays:"));
+        let Findings { pods_before: before, pods_peak: peak, pods_after: left, .. } = self.findings;
+        stage::note(format_args!(
+            "{before} pod records before, {peak} at the peak, {left} now; their history stays:"
+        ));
         let history = self.rackwright(&["job", "list", "--limit", "3"])?;
         history.lines().for_each(stage::note);
         Ok(())

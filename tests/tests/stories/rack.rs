@@ -2,7 +2,10 @@
 
 use crate::{repository, story_rack};
 use rackwright_tests::rack::StoryRack;
+use rackwright_tests::shell;
 use serde_json::Value;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 fn differences(plan: &Value) -> Vec<String> {
     let servers = plan.pointer("/plan/servers").and_then(Value::as_array).cloned().unwrap_or_default();
@@ -19,6 +22,7 @@ fn differences(plan: &Value) -> Vec<String> {
 #[test]
 fn bare_servers_become_a_cluster_that_a_second_apply_leaves_alone_and_drift_names_what_was_touched() {
     let Some(rack) = story_rack("story", "10.79.0") else { return };
+    a_killed_lab_up_leaves_nothing_that_the_next_one_minds(&rack);
     let up = rack.run(&["lab", "up"]).unwrap();
     assert_eq!(up.code, 0, "{}", up.stderr);
 
@@ -48,9 +52,28 @@ fn bare_servers_become_a_cluster_that_a_second_apply_leaves_alone_and_drift_name
 
     let down = rack.run(&["lab", "down"]).unwrap();
     assert_eq!(down.code, 0, "{}", down.stderr);
-    let links = std::fs::read_dir("/sys/class/net").unwrap().flatten();
-    let left: Vec<_> = links.filter(|link| link.file_name().to_string_lossy().contains("story")).collect();
-    assert!(left.is_empty(), "{left:?}");
+    assert_eq!(left_on_this_machine(), "", "nothing of the lab is left");
+}
+
+fn a_killed_lab_up_leaves_nothing_that_the_next_one_minds(rack: &StoryRack) {
+    let bridge = Path::new("/sys/class/net/rw-story");
+    let mut first = rack.start(&["lab", "up"]).unwrap();
+    let begun = Instant::now();
+    while !bridge.exists() {
+        assert!(begun.elapsed() < Duration::from_mins(5), "the bridge is made");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    first.kill();
+    assert!(left_on_this_machine().contains("rw-story"), "it was killed midway");
+}
+
+/// Links, tables, mounts, loop devices, control groups and processes that carry the lab's name.
+fn left_on_this_machine() -> String {
+    let look = "ls /sys/class/net | grep story; nft list tables | grep story; grep story /proc/self/mounts; \
+                losetup --list --noheadings --output BACK-FILE | grep story; \
+                find /sys/fs/cgroup -maxdepth 3 -type d -name '*story*'; \
+                ps -eo args | grep -e '--machine=story' -e 'vb-story' | grep -v grep; true";
+    shell::capture("sh", &["-c", look]).unwrap().trim().to_owned()
 }
 
 #[test]

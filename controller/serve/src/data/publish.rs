@@ -298,8 +298,7 @@ impl DataPlane {
                 return;
             }
             if stuck_since.elapsed() > PATIENCE {
-                let error =
-                    "some nodes do not have it yet: they get it when they answer or have room".to_owned();
+                let error = "some nodes do not have it yet: `rackwright data status` says why".to_owned();
                 return self.note(id, |operation| operation.error = Some(error));
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
