@@ -33,6 +33,8 @@ pub struct Store {
     changed: watch::Sender<u64>,
     incoming: AtomicU64,
     received: AtomicU64,
+    /// One version's folder is laid out at a time: a scrub and the loop may find the same one broken.
+    pub(crate) laying: Mutex<()>,
 }
 
 /// A chunk that can be read now.
@@ -96,6 +98,7 @@ impl Store {
             changed: watch::Sender::new(0),
             incoming: AtomicU64::new(0),
             received: AtomicU64::new(0),
+            laying: Mutex::default(),
         };
         store.clear_incoming()?;
         store.clear_half_made_versions()?;

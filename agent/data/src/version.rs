@@ -14,6 +14,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::sync::PoisonError;
 use std::time::{Duration, SystemTime};
 
 /// Unreferenced objects younger than this stay: an upload puts objects first and their set last.
@@ -48,6 +49,7 @@ impl Store {
     /// # Errors
     /// The file system refuses.
     pub(crate) fn lay_out(&self, signed: &SignedManifest, manifest: &Manifest) -> Result<(), Error> {
+        let _one_at_a_time = self.laying.lock().unwrap_or_else(PoisonError::into_inner);
         let digest = manifest.digest();
         let folder = self.layout().version(&manifest.dataset, &digest)?;
         if folder.is_dir() {

@@ -7,6 +7,9 @@ use std::path::Path;
 /// Where dpkg keeps its state.
 pub(crate) const STATUS: &str = "/var/lib/dpkg/status";
 
+/// Where dpkg keeps each package's list of files.
+pub(crate) const INFO: &str = "/var/lib/dpkg/info";
+
 /// Installed packages: name to version.
 pub(crate) type Packages = BTreeMap<String, String>;
 
@@ -26,6 +29,15 @@ fn installed(stanza: &str) -> Option<(String, String)> {
     let ok = field("Status")?.split_ascii_whitespace().eq(["install", "ok", "installed"])
         || field("Status")?.split_ascii_whitespace().eq(["hold", "ok", "installed"]);
     ok.then(|| Some((field("Package")?.to_owned(), field("Version")?.to_owned())))?
+}
+
+/// Files and folders of an installed package; none when nobody listed them.
+pub(crate) fn files(info: &Path, package: &str) -> Vec<String> {
+    // Packages of several architectures carry theirs in the name.
+    let mut names = std::iter::once(format!("{package}.list"))
+        .chain(["amd64", "arm64"].map(|architecture| format!("{package}:{architecture}.list")));
+    let text = names.find_map(|name| std::fs::read_to_string(info.join(name)).ok());
+    text.unwrap_or_default().lines().map(str::to_owned).collect()
 }
 
 /// Whether a package manager was cut off and must be told to finish first.

@@ -322,7 +322,9 @@ fn ended(status: &PodStatus, terminated: Option<&ContainerStateTerminated>) -> E
         reason: pod_reason.or_else(|| own.reason.clone()).unwrap_or_default(),
         message,
         started_ms: own.started_at.as_ref().map_or(0, millis),
-        finished_ms: own.finished_at.as_ref().map_or(0, millis),
+        // Kubernetes cuts times to whole seconds: the room was held until some moment of that second, which
+        // the scheduler ends at what it has seen itself.
+        finished_ms: own.finished_at.as_ref().map_or(0, |at| millis(at) + 999),
     }
 }
 
@@ -387,7 +389,7 @@ mod tests {
             (end.exit_code, end.reason.as_str(), end.message.as_str()),
             (Some(137), "OOMKilled", "bye")
         );
-        assert_eq!(end.finished_ms - end.started_ms, 2000);
+        assert_eq!(end.finished_ms - end.started_ms, 2999, "until the end of the second that it names");
     }
 
     #[test]

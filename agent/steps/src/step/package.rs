@@ -19,9 +19,33 @@ const POLICY_TEXT: &str = "#!/bin/sh\n# rackwright: units are started by their o
 /// A slow mirror and a big package; apt reports its own network time-outs long before.
 const INSTALL_LIMIT: Duration = Duration::from_mins(20);
 
+/// Where programs and units of packages lie; the last two are links to the ones before on a merged /usr.
+const KEPT: [&str; 6] = ["/usr/bin/", "/usr/sbin/", "/usr/lib/systemd/", "/lib/systemd/", "/bin/", "/sbin/"];
+
 pub(super) fn check(host: &Host, names: &[String]) -> Result<Option<Found>, StepError> {
     let missing = missing(host, names)?;
-    Ok((!missing.is_empty()).then(|| Found::new(format!("install {}", missing.join(", ")))))
+    let mut words = Vec::new();
+    if !missing.is_empty() {
+        words.push(format!("install {}", missing.join(", ")));
+    }
+    let damaged = damaged(host, names)?;
+    words.extend(damaged.iter().map(|(name, path)| format!("reinstall {name} ({path} is gone)")));
+    Ok((!words.is_empty()).then(|| Found::new(words.join("; "))))
+}
+
+/// Installed packages that lost a program or a unit, with the first one that is gone. Others of their files may
+/// be left out on purpose, such as documentation on small images.
+fn damaged<'a>(host: &Host, names: &'a [String]) -> Result<Vec<(&'a str, String)>, StepError> {
+    let missing = missing(host, names)?;
+    let mut damaged = Vec::new();
+    for name in names.iter().map(String::as_str).filter(|name| !missing.contains(name)) {
+        let bare = name.split_once('=').map_or(name, |(bare, _)| bare);
+        let files = dpkg::files(&host.path(dpkg::INFO), bare);
+        let matters = |path: &&String| KEPT.iter().any(|folder| path.starts_with(folder));
+        let gone = |path: &&String| fs::symlink_metadata(host.path(path)).is_err();
+        damaged.extend(files.iter().filter(matters).find(gone).map(|path| (name, path.clone())));
+    }
+    Ok(damaged)
 }
 
 /// Those of `names` (`name` or `name=version`) that are not installed so.
@@ -41,12 +65,13 @@ pub(super) fn apply(host: &Host, names: &[String]) -> Result<(), StepError> {
     let _one_at_a_time = host.apt();
     // Another package step may have brought it along.
     host.forget_packages();
-    let missing = missing(host, names)?;
-    if missing.is_empty() {
+    let mut wanted = missing(host, names)?;
+    wanted.extend(damaged(host, names)?.into_iter().map(|(name, _)| name));
+    if wanted.is_empty() {
         return Ok(());
     }
     let ours = set_policy(host)?;
-    let installed = install(host, &missing);
+    let installed = install(host, &wanted);
     host.forget_packages();
     if ours {
         clear_policy(host)?;
@@ -86,6 +111,8 @@ fn apt_install(names: &[&str]) -> Result<Finished, StepError> {
     let options = [
         "-q",
         "-y",
+        // Says nothing of those that are not installed yet.
+        "--reinstall",
         "--no-install-recommends",
         "-o",
         "DPkg::Lock::Timeout=120",
@@ -168,6 +195,26 @@ pub(crate) fn clear_policy(host: &Host) -> Result<(), StepError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_package_that_lost_a_program_is_named_and_one_without_its_documentation_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path(), 0);
+        let put = |path: &str, text: &str| {
+            let place = dir.path().join(path);
+            fs::create_dir_all(place.parent().unwrap()).unwrap();
+            fs::write(place, text).unwrap();
+        };
+        let status = "Package: socat\nStatus: install ok installed\nVersion: 1.7\n";
+        put("var/lib/dpkg/status", status);
+        put("var/lib/dpkg/info/socat:amd64.list", "/.\n/usr/bin\n/usr/bin/socat\n/usr/share/doc/socat\n");
+        put("usr/bin/socat", "");
+        let names = ["socat".to_owned()];
+        assert_eq!(check(&host, &names).unwrap(), None);
+        fs::remove_file(dir.path().join("usr/bin/socat")).unwrap();
+        let found = check(&host, &names).unwrap().unwrap();
+        assert_eq!(found.summary, "reinstall socat (/usr/bin/socat is gone)");
+    }
 
     #[test]
     fn apt_messages_have_codes() {

@@ -4,6 +4,7 @@
 //! has the wanted value already is fine there, another one is an error that says so.
 
 use super::Found;
+use super::attributes::Attributes;
 use crate::diff;
 use crate::durable;
 use crate::error::{Code, StepError};
@@ -26,6 +27,12 @@ pub(super) fn check(host: &Host, values: &Values, file: &str) -> Result<Option<F
         let change = diff::text(&path, old.as_deref(), &content, false);
         words.push(change.summary);
         detail.push_str(&change.detail);
+    } else if host.is_server() {
+        let lines = Attributes::resolve(host, "0644", "0:0")?.differences(&place)?;
+        if !lines.is_empty() {
+            words.push(format!("change mode or owner of {path}"));
+            detail.push_str(&lines.join("\n"));
+        }
     }
     for (key, value) in values {
         let live = live(host, key);

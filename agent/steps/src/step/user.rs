@@ -8,35 +8,31 @@ use std::fs;
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(30);
+/// Nobody logs in as a system user.
+const SHELL: &str = "/usr/sbin/nologin";
 
 pub(super) fn check(host: &Host, name: &str, home: &str) -> Result<Option<Found>, StepError> {
-    let found = match current_home(host, name)? {
-        None => Some(Found::new(format!("create user {name}"))),
-        Some(is) if is != home => {
-            Some(Found::new(format!("change user {name}")).with_detail(format!("home {is} -> {home}")))
-        }
-        Some(_) => None,
+    let Some(is) = current(host, name)? else {
+        return Ok(Some(Found::new(format!("create user {name}"))));
     };
-    Ok(found)
+    let mut lines = Vec::new();
+    for (what, is, wanted) in [("home", &is.home, home), ("shell", &is.shell, SHELL)] {
+        if is != wanted {
+            lines.push(format!("{what} {is} -> {wanted}"));
+        }
+    }
+    Ok((!lines.is_empty()).then(|| Found::new(format!("change user {name}")).with_detail(lines.join("\n"))))
 }
 
 pub(super) fn apply(host: &Host, name: &str, home: &str) -> Result<(), StepError> {
     if !host.is_server() {
         return Err(StepError::new(Code::BadStep, "make users below a folder"));
     }
-    let done = if current_home(host, name)?.is_some() {
-        exec::run("usermod", &["--home", home, name], LIMIT)?
+    let done = if current(host, name)?.is_some() {
+        exec::run("usermod", &["--home", home, "--shell", SHELL, name], LIMIT)?
     } else {
-        let args = [
-            "--system",
-            "--user-group",
-            "--no-create-home",
-            "--home-dir",
-            home,
-            "--shell",
-            "/usr/sbin/nologin",
-            name,
-        ];
+        let args =
+            ["--system", "--user-group", "--no-create-home", "--home-dir", home, "--shell", SHELL, name];
         exec::run("useradd", &args, LIMIT)?
     };
     if done.success() {
@@ -45,12 +41,17 @@ pub(super) fn apply(host: &Host, name: &str, home: &str) -> Result<(), StepError
     Err(StepError::new(Code::UserFailed, format!("create user {name}")).with_evidence(&done.output()))
 }
 
-fn current_home(host: &Host, name: &str) -> Result<Option<String>, StepError> {
+struct Account {
+    home: String,
+    shell: String,
+}
+
+fn current(host: &Host, name: &str) -> Result<Option<Account>, StepError> {
     let path = host.path("/etc/passwd");
     let passwd = fs::read_to_string(&path).map_err(|error| StepError::io("read", &path, error))?;
     let fields = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
-    Ok(fields
-        .into_iter()
-        .find(|fields| fields.first() == Some(&name))
-        .map(|fields| (*fields.get(5).unwrap_or(&"")).to_owned()))
+    Ok(fields.into_iter().find(|fields| fields.first() == Some(&name)).map(|fields| {
+        let field = |at: usize| (*fields.get(at).unwrap_or(&"")).to_owned();
+        Account { home: field(5), shell: field(6) }
+    }))
 }
