@@ -1,7 +1,7 @@
 //! A CSV file of the user's as a table: numbers stay, words become codes.
 //!
-//! Quoting as in RFC 4180, but without line breaks in a cell. A column whose every cell is a number is `Float64`; any other gets a code per
-//! distinct word in order of first appearance (`UInt32`).
+//! Quoting as in RFC 4180, but without line breaks in a cell. A column whose every cell is a number is
+//! `Float64`; any other gets a code per distinct word in order of first appearance (`UInt32`).
 
 use crate::table::{Table, Type};
 use std::collections::{BTreeMap, BTreeSet};

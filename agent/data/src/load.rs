@@ -15,6 +15,7 @@ use crate::store::Store;
 use clickhouse::{Client, Compression};
 use rackwright_wire::manifest::File;
 use rackwright_wire::sealed::{SealedSet, SetKind};
+use rackwright_wire::words::counted;
 use serde::de::IgnoredAny;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
@@ -100,7 +101,7 @@ async fn load_one(store: &Store, loader: &Loader, set: &SealedSet) -> Result<(),
     let outcome = match checked(store, set) {
         Ok(count) => {
             loader.load(store, set, count).await?;
-            format!("{count} {}\n", if count == 1 { "row" } else { "rows" })
+            format!("{}\n", counted(count, "row"))
         }
         // It will never get better: say so once, keep the set, go on with the others.
         Err(why) => {

@@ -139,12 +139,13 @@ impl Node {
         });
         outcome?;
         self.expect_missing();
-        let accepted = self.wanted.borrow().clone();
-        let is_complete = |(_, manifest): &(SignedManifest, Manifest)| self.store.is_complete(manifest);
-        if !accepted.is_some_and(|accepted| accepted.manifests.iter().all(is_complete)) {
+        let held = self.held()?;
+        let wanted = self.wanted.borrow().as_ref().map(|accepted| accepted.digests()).unwrap_or_default();
+        let mut versions = held.datasets.values().flatten();
+        if versions.any(|version| !version.complete && wanted.contains(&version.digest)) {
             self.look_again();
         }
-        self.held()
+        Ok(held)
     }
 
     /// What this node holds and what is under way.

@@ -129,10 +129,14 @@ impl Node {
         for (dataset, digest) in owners.iter().filter_map(|owner| owner.split_once('/')) {
             holders.extend(self.store.layout().pins(dataset, digest)?);
         }
-        let (store, shared) = (Arc::clone(&self.store), named.clone());
-        let chunks = bad.clone();
-        blocking(move || quarantine(&store, hash, shared.as_ref().map(|shared| &shared.file), &chunks))
-            .await?;
+        if self.store.has(hash) {
+            let (store, shared) = (Arc::clone(&self.store), named.clone());
+            let chunks = bad.clone();
+            blocking(move || quarantine(&store, hash, shared.as_ref().map(|shared| &shared.file), &chunks))
+                .await?;
+        } else {
+            self.store.expect([hash]);
+        }
         self.count_scrub(1, 0)?;
         let mut damage = Damage {
             blake3: hash.to_hex().to_string(),
@@ -210,16 +214,10 @@ fn quarantine(store: &Store, hash: blake3::Hash, file: Option<&File>, bad: &[u64
     let folder = store.layout().at("quarantine");
     let before = names_in(&folder)?.iter().filter(|name| name.starts_with(hex.as_str())).count();
     let away = folder.join(format!("{hex}.{before}"));
-    let is_there = object.exists();
-    if is_there {
-        durable::rename(&object, &away)?;
-        durable::sync_folder(object.parent().unwrap_or(store.layout().root()))?;
-    }
+    durable::rename(&object, &away)?;
+    durable::sync_folder(object.parent().unwrap_or(store.layout().root()))?;
     let Some(file) = file else { return Ok(()) };
     store.expect([hash]);
-    if !is_there {
-        return Ok(());
-    }
     let (fresh, _opened) = store.partial(file)?;
     let old = std::fs::File::open(&away).map_err(Error::io("open", &away))?;
     let mut buffer = vec![0; BUFFER_BYTES];

@@ -1,10 +1,23 @@
 //! The scrub: one flipped byte, everything that shares it.
 
 use crate::faults::damage;
-use crate::rig::{Rig, content, manifest, store_object, wanted};
-use rackwright_wire::manifest::CHUNK_BYTES;
+use crate::rig::{Agent, Controller, Rig, content, manifest, store_object, wanted};
+use rackwright_wire::manifest::{CHUNK_BYTES, Manifest, SignedManifest};
 use std::collections::BTreeMap;
 use std::fs;
+
+/// data1, ml1 that has these versions of `indexes` from it, their controller, and the signed versions.
+async fn replicated(rig: &Rig, versions: &[&Manifest]) -> (Agent, Agent, Controller, Vec<SignedManifest>) {
+    let (data1, ml1) = (rig.start("data1"), rig.start("ml1"));
+    let controller = rig.controller(&[&data1, &ml1]);
+    controller.trust(&ml1).await;
+    let signed: Vec<_> = versions.iter().map(|version| rig.sign(version)).collect();
+    controller.want(&ml1, &wanted(1, &signed, "indexes", &[data1.peer()])).await.unwrap();
+    for version in versions {
+        controller.complete(&ml1, version).await;
+    }
+    (data1, ml1, controller, signed)
+}
 
 #[tokio::test]
 async fn one_flipped_byte_is_repaired_in_every_version_that_shares_it() {
@@ -16,13 +29,7 @@ async fn one_flipped_byte_is_repaired_in_every_version_that_shares_it() {
     renamed.path = "again/shared".to_owned();
     let first = manifest("indexes", 1, vec![shared.clone()]);
     let second = manifest("indexes", 2, vec![renamed, store_object(&data_dir, "more", b"more")]);
-    let (data1, ml1) = (rig.start("data1"), rig.start("ml1"));
-    let controller = rig.controller(&[&data1, &ml1]);
-    controller.trust(&ml1).await;
-    let signed = [rig.sign(&first), rig.sign(&second)];
-    controller.want(&ml1, &wanted(1, &signed, "indexes", &[data1.peer()])).await.unwrap();
-    controller.complete(&ml1, &first).await;
-    controller.complete(&ml1, &second).await;
+    let (_data1, ml1, controller, _) = replicated(&rig, &[&first, &second]).await;
     assert_eq!(controller.scrub(&ml1).await.found(), 0);
     let pins = ml1.data_dir.join("pins/indexes").join(first.digest());
     fs::create_dir_all(&pins).unwrap();
@@ -58,12 +65,7 @@ async fn damage_that_no_peer_can_repair_takes_the_version_out_until_one_can() {
     let bytes = content(13, 0);
     let file = store_object(&rig.config("data1").data_dir, "only", &bytes);
     let version = manifest("indexes", 1, vec![file.clone()]);
-    let (data1, ml1) = (rig.start("data1"), rig.start("ml1"));
-    let controller = rig.controller(&[&data1, &ml1]);
-    controller.trust(&ml1).await;
-    let signed = [rig.sign(&version)];
-    controller.want(&ml1, &wanted(1, &signed, "indexes", &[data1.peer()])).await.unwrap();
-    controller.complete(&ml1, &version).await;
+    let (data1, ml1, controller, signed) = replicated(&rig, &[&version]).await;
     controller.want(&ml1, &wanted(2, &signed, "indexes", &[])).await.unwrap();
     damage(&ml1.object(&file), |rotten| rotten.truncate(3));
     let report = controller.scrub(&ml1).await;
@@ -83,12 +85,7 @@ async fn what_is_missing_or_is_no_manifest_is_found_and_put_back() {
     let one = store_object(&data_dir, "one", &bytes);
     let two = store_object(&data_dir, "deep/two", b"two");
     let version = manifest("indexes", 1, vec![one.clone(), two.clone()]);
-    let (data1, ml1) = (rig.start("data1"), rig.start("ml1"));
-    let controller = rig.controller(&[&data1, &ml1]);
-    controller.trust(&ml1).await;
-    let signed = [rig.sign(&version)];
-    controller.want(&ml1, &wanted(1, &signed, "indexes", &[data1.peer()])).await.unwrap();
-    controller.complete(&ml1, &version).await;
+    let (data1, ml1, controller, signed) = replicated(&rig, &[&version]).await;
     let folder = ml1.version(&version);
     let text = fs::read(folder.join("manifest.json")).unwrap();
 

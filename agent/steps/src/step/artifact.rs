@@ -8,7 +8,6 @@ use crate::host::Host;
 use crate::receive;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::lchown;
 use std::path::Path;
 
 const OWNER: &str = "0:0";
@@ -32,7 +31,7 @@ pub(super) fn check(host: &Host, path: &str, sha256: &str, mode: &str) -> Result
 }
 
 pub(super) fn apply(host: &Host, path: &str, sha256: &str, mode: &str) -> Result<(), StepError> {
-    let mode = crate::owner::mode(mode)?;
+    let attributes = Attributes::resolve(host, mode, OWNER)?;
     let Some(source) = receive::source(host, sha256)
         .map_err(|error| StepError::io("look for", &host.state("artifacts"), error))?
     else {
@@ -45,12 +44,10 @@ pub(super) fn apply(host: &Host, path: &str, sha256: &str, mode: &str) -> Result
     if let Some(parent) = place.parent() {
         durable::make_dir(parent, 0o755).map_err(|error| StepError::io("make", parent, error))?;
     }
-    install(&source, &place, mode).map_err(|error| StepError::io("install", &place, error))?;
+    install(&source, &place, attributes.mode).map_err(|error| StepError::io("install", &place, error))?;
     if host.is_server() {
         // A link shares its owner with what was staged, whoever that was given to.
-        let owner = crate::owner::resolve(host, OWNER)?;
-        lchown(&place, Some(owner.uid), Some(owner.gid))
-            .map_err(|error| StepError::io("set the owner of", &place, error))?;
+        attributes.set(&place)?;
     }
     // A link changes ctime, and with it what is remembered; the content is known, it was just verified.
     host.hashes.note(&place, sha256);

@@ -28,15 +28,14 @@ pub(super) fn check(host: &Host, names: &[String]) -> Result<Option<Found>, Step
     if !missing.is_empty() {
         words.push(format!("install {}", missing.join(", ")));
     }
-    let damaged = damaged(host, names)?;
+    let damaged = damaged(host, names, &missing);
     words.extend(damaged.iter().map(|(name, path)| format!("reinstall {name} ({path} is gone)")));
     Ok((!words.is_empty()).then(|| Found::new(words.join("; "))))
 }
 
 /// Installed packages that lost a program or a unit, with the first one that is gone. Others of their files may
 /// be left out on purpose, such as documentation on small images.
-fn damaged<'a>(host: &Host, names: &'a [String]) -> Result<Vec<(&'a str, String)>, StepError> {
-    let missing = missing(host, names)?;
+fn damaged<'a>(host: &Host, names: &'a [String], missing: &[&str]) -> Vec<(&'a str, String)> {
     let mut damaged = Vec::new();
     for name in names.iter().map(String::as_str).filter(|name| !missing.contains(name)) {
         let bare = name.split_once('=').map_or(name, |(bare, _)| bare);
@@ -45,7 +44,7 @@ fn damaged<'a>(host: &Host, names: &'a [String]) -> Result<Vec<(&'a str, String)
         let gone = |path: &&String| fs::symlink_metadata(host.path(path)).is_err();
         damaged.extend(files.iter().filter(matters).find(gone).map(|path| (name, path.clone())));
     }
-    Ok(damaged)
+    damaged
 }
 
 /// Those of `names` (`name` or `name=version`) that are not installed so.
@@ -66,7 +65,8 @@ pub(super) fn apply(host: &Host, names: &[String]) -> Result<(), StepError> {
     // Another package step may have brought it along.
     host.forget_packages();
     let mut wanted = missing(host, names)?;
-    wanted.extend(damaged(host, names)?.into_iter().map(|(name, _)| name));
+    let damaged = damaged(host, names, &wanted);
+    wanted.extend(damaged.into_iter().map(|(name, _)| name));
     if wanted.is_empty() {
         return Ok(());
     }

@@ -23,16 +23,16 @@ pub(super) fn check(host: &Host, values: &Values, file: &str) -> Result<Option<F
     let place = host.path(&path);
     let old = durable::read_if_there(&place).map_err(|error| StepError::io("read", &place, error))?;
     let content = content(values);
-    if old.as_deref() != Some(content.as_bytes()) {
-        let change = diff::text(&path, old.as_deref(), &content, false);
-        words.push(change.summary);
-        detail.push_str(&change.detail);
-    } else if host.is_server() {
-        let lines = Attributes::resolve(host, "0644", "0:0")?.differences(&place)?;
+    if old.as_deref() == Some(content.as_bytes()) {
+        let lines = Attributes::of_plain_file(host, &place)?;
         if !lines.is_empty() {
             words.push(format!("change mode or owner of {path}"));
             detail.push_str(&lines.join("\n"));
         }
+    } else {
+        let change = diff::text(&path, old.as_deref(), &content, false);
+        words.push(change.summary);
+        detail.push_str(&change.detail);
     }
     for (key, value) in values {
         let live = live(host, key);

@@ -22,7 +22,6 @@ use std::path::Path;
 /// The version of [`Record`] that this build writes.
 const RECORD_VERSION: u32 = 1;
 const FOLDER: &str = "/etc/systemd/system";
-const OUR_DROP_IN: &str = "rackwright.conf";
 /// Where an administrator's drop-ins lie (`systemctl edit`, `edit --runtime`, `set-property`): systemd.unit(5).
 /// A package's own, below `/usr/lib`, belong to the package.
 const DROP_IN_FOLDERS: [&str; 4] =
@@ -59,7 +58,8 @@ pub(super) struct Wanted<'a> {
 #[derive(Debug, Default)]
 struct Findings {
     files: Vec<(String, diff::TextChange)>,
-    /// Units and drop-ins that somebody put before or beside ours: the unit is not what the plan says while they lie there.
+    /// Units and drop-ins that somebody put before or beside ours: the unit is not what the plan says while
+    /// they lie there.
     strangers: Vec<(String, diff::TextChange)>,
     enable: Option<bool>,
     job: Option<Job>,
@@ -201,15 +201,15 @@ impl<'a> Wanted<'a> {
             let Some(content) = content else { continue };
             let place = host.path(&path);
             let old = durable::read_if_there(&place).map_err(|error| StepError::io("read", &place, error))?;
-            if old.as_deref() != Some(content.as_bytes()) {
-                let change = diff::text(&path, old.as_deref(), content, false);
-                changed.push((path, change));
-            } else if host.is_server() {
-                let lines = Attributes::resolve(host, "0644", "0:0")?.differences(&place)?;
+            if old.as_deref() == Some(content.as_bytes()) {
+                let lines = Attributes::of_plain_file(host, &place)?;
                 if !lines.is_empty() {
                     let summary = format!("change mode or owner of {path}");
                     changed.push((path, diff::TextChange { summary, detail: lines.join("\n") }));
                 }
+            } else {
+                let change = diff::text(&path, old.as_deref(), content, false);
+                changed.push((path, change));
             }
         }
         Ok(changed)
@@ -217,7 +217,7 @@ impl<'a> Wanted<'a> {
 
     fn strangers(&self, host: &Host) -> Result<Vec<(String, diff::TextChange)>, StepError> {
         let mut strangers = Vec::new();
-        for path in stranger_paths(host, self.name, self.drop_in.is_some())? {
+        for path in stranger_paths(host, self.name, self.our_drop_in().as_deref())? {
             let place = host.path(&path);
             let old = durable::read_if_there(&place).map_err(|error| StepError::io("read", &place, error))?;
             let summary = format!("remove {path}");
@@ -316,21 +316,26 @@ impl<'a> Wanted<'a> {
     }
 
     fn drop_in_path(&self) -> String {
-        format!("{FOLDER}/{}.d/{OUR_DROP_IN}", self.name)
+        format!("{FOLDER}/{}.d/rackwright.conf", self.name)
+    }
+
+    /// Where our drop-in lies, when the plan writes one.
+    fn our_drop_in(&self) -> Option<String> {
+        self.drop_in.map(|_| self.drop_in_path())
     }
 
     /// The files that apply writes or removes.
     pub(super) fn paths(&self, host: &Host) -> Result<Vec<String>, StepError> {
         let unit = self.content.as_ref().map(|_| self.unit_path());
-        let drop_in = self.drop_in.map(|_| self.drop_in_path());
-        let strangers = stranger_paths(host, self.name, self.drop_in.is_some())?;
+        let drop_in = self.our_drop_in();
+        let strangers = stranger_paths(host, self.name, drop_in.as_deref())?;
         Ok(unit.into_iter().chain(drop_in).chain(strangers).collect())
     }
 }
 
-/// What stands in the way of the unit as the plan has it (`has_ours`: the plan writes a drop-in): whole units that
-/// go before ours, then drop-ins of its name or of a part of it that ends with a dash, sorted within each folder.
-fn stranger_paths(host: &Host, unit: &str, has_ours: bool) -> Result<Vec<String>, StepError> {
+/// What stands in the way of the unit as the plan has it: whole units that go before ours, then drop-ins other than
+/// `ours` of its name or of a part of it that ends with a dash, sorted within each folder.
+fn stranger_paths(host: &Host, unit: &str, ours: Option<&str>) -> Result<Vec<String>, StepError> {
     let mut paths: Vec<String> = BEFORE_OURS.iter().map(|folder| format!("{folder}/{unit}")).collect();
     paths.retain(|path| fs::symlink_metadata(host.path(path)).is_ok());
     let (stem, kind) = unit.rsplit_once('.').unwrap_or((unit, "service"));
@@ -350,11 +355,11 @@ fn stranger_paths(host: &Host, unit: &str, has_ours: bool) -> Result<Vec<String>
         let mut files: Vec<String> =
             entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         files.retain(|name| {
-            let ours = has_ours && folder_path == format!("{FOLDER}/{unit}.d") && name == OUR_DROP_IN;
-            Path::new(name).extension().is_some_and(|ext| ext == "conf") && !name.starts_with('.') && !ours
+            Path::new(name).extension().is_some_and(|ext| ext == "conf") && !name.starts_with('.')
         });
         files.sort();
-        paths.extend(files.into_iter().map(|name| format!("{folder_path}/{name}")));
+        let found = files.into_iter().map(|name| format!("{folder_path}/{name}"));
+        paths.extend(found.filter(|path| Some(path.as_str()) != ours));
     }
     Ok(paths)
 }
