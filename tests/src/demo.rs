@@ -11,7 +11,6 @@ mod rack;
 mod results;
 
 use crate::csv;
-use crate::http::ClickHouse;
 use crate::shell::{self, ShellError};
 use crate::site::{Site, SiteError};
 use crate::stage::{self, Stages};
@@ -166,12 +165,8 @@ impl Demo {
         let shown: Vec<_> =
             args.iter().map(|arg| arg.strip_prefix(&self.repository()).unwrap_or(arg)).collect();
         stage::command(format_args!("rackwright {}", shown.join(" ")));
-        let [ca, token] =
-            ["ca.crt", "operator.token"].map(|name| self.folder.join(name).to_string_lossy().into_owned());
-        let url = self.site.controller();
-        let controller =
-            [("RACKWRIGHT_URL", url.as_str()), ("RACKWRIGHT_CA", &ca), ("RACKWRIGHT_TOKEN_FILE", &token)];
-        shell::show(&self.rackwright, args, &controller)
+        let operator = self.site.environment("operator");
+        shell::show(&self.rackwright, args, &operator.each_ref().map(|(name, value)| (*name, value.as_str())))
     }
 
     fn rackwright_json(&self, args: &[&str]) -> Result<serde_json::Value, ShellError> {
@@ -181,13 +176,6 @@ impl Demo {
         serde_json::from_str(text.trim())
             .or_else(|_| serde_json::from_str(last))
             .map_err(|cause| ShellError::Output { command: args.join(" "), detail: cause.to_string() })
-    }
-
-    fn clickhouse(&self, server: &str) -> ClickHouse {
-        ClickHouse {
-            base: format!("http://{}:8123", self.site.address(server)),
-            config: self.folder.join("clickhouse.curl"),
-        }
     }
 
     fn repository(&self) -> String {

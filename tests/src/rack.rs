@@ -76,6 +76,21 @@ impl StoryRack {
         Err(ShellError::Failed { command: format!("{script} (on {server})"), code, stderr })
     }
 
+    /// Runs `rackwright ARGS` as a user of the controller with one of the site's tokens.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn client(&self, site: &Site, token: &str, args: &[&str]) -> Result<Outcome, ShellError> {
+        let environment = site.environment(token);
+        let environment = environment.each_ref().map(|(name, value)| (*name, value.as_str()));
+        shell::outcome(&self.rackwright, args, &environment, &self.repository)
+    }
+
+    /// Where the rack's inventory says that its passwords are.
+    pub fn secrets(&self) -> PathBuf {
+        self.folder.path().join("secrets")
+    }
+
     fn with_inventory<'a>(&'a self, args: &[&'a str]) -> Vec<&'a str> {
         let with = ["--inventory", &self.inventory];
         let (command, rest) = args.split_at(args.len().min(if args.first() == Some(&"lab") { 2 } else { 1 }));

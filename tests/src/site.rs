@@ -3,7 +3,7 @@
 //! Secrets lie in files that only their owner reads and reach curl by file name, never in argv.
 
 use crate::field::{list, text};
-use crate::http::{Api, Auth, wait_until};
+use crate::http::{Api, Auth, ClickHouse, wait_until};
 use crate::shell::{self, ShellError};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -122,6 +122,59 @@ impl Site {
             ca: self.folder.join("ca.crt"),
             auth: Auth::Certificate(self.folder.join("admin.crt"), self.folder.join("admin.key")),
         }
+    }
+
+    /// ClickHouse on a server, once [`Site::open_data`] has read its password.
+    pub fn clickhouse(&self, server: &str) -> ClickHouse {
+        ClickHouse {
+            base: format!("http://{}:8123", self.address(server)),
+            config: self.folder.join("clickhouse.curl"),
+        }
+    }
+
+    /// Puts a bucket, or a file as an object (`bucket/name`), into the data server's MinIO, once
+    /// [`Site::open_data`] has read its key.
+    ///
+    /// # Errors
+    /// MinIO cannot be reached or refuses the object; a bucket may be there already.
+    pub fn put_s3(&self, path: &str, file: Option<&Path>) -> Result<(), ShellError> {
+        let config = self.folder.join("minio.curl").to_string_lossy().into_owned();
+        let url = format!("http://{}:9000/{path}", self.address("data1"));
+        let sign = ["-sS", "--noproxy", "*", "--config", &config, "--aws-sigv4", "aws:amz:us-east-1:s3"];
+        let name = file.map(|file| file.to_string_lossy().into_owned());
+        let what = match &name {
+            Some(name) => {
+                vec!["--fail-with-body", "-H", "x-amz-content-sha256: UNSIGNED-PAYLOAD", "-T", name, &url]
+            }
+            None => vec!["-X", "PUT", &url],
+        };
+        shell::capture("curl", &[&sign[..], &what].concat()).map(drop)
+    }
+
+    /// Reads the passwords of ClickHouse and MinIO; they go to curl in files, never in argv.
+    ///
+    /// # Errors
+    /// There are none in the folder, or a file cannot be written.
+    pub fn open_data(&self, secrets: &Path) -> Result<(), SiteError> {
+        let read = |name: &str| {
+            let path = secrets.join(name);
+            let text = std::fs::read_to_string(&path).map_err(|cause| SiteError::File { path, cause })?;
+            Ok::<_, SiteError>(text.trim().to_owned())
+        };
+        let headers = "header = \"X-ClickHouse-User: rackwright\"\nheader = \"X-ClickHouse-Key: ";
+        self.keep_secret("clickhouse.curl", &format!("{headers}{}\"\n", read("clickhouse")?))?;
+        self.keep_secret("minio.curl", &format!("user = \"rackwright:{}\"\n", read("minio")?))?;
+        Ok(())
+    }
+
+    /// What the product's client reads to reach the controller with one of the tokens.
+    pub fn environment(&self, token: &str) -> [(&'static str, String); 3] {
+        let file = |name: &str| self.folder.join(name).to_string_lossy().into_owned();
+        [
+            ("RACKWRIGHT_URL", self.controller()),
+            ("RACKWRIGHT_CA", file("ca.crt")),
+            ("RACKWRIGHT_TOKEN_FILE", file(&format!("{token}.token"))),
+        ]
     }
 
     /// The operator's kubeconfig, taken apart for curl.

@@ -11,6 +11,7 @@ pub mod action;
 pub mod check;
 pub mod event;
 mod fields;
+mod once;
 pub mod spec;
 
 pub use action::{Action, StopReason};

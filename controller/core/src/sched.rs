@@ -34,7 +34,7 @@ pub use view::{AttemptView, JobView, NodeView};
 
 use fit::Shape;
 use index::Index;
-use rackwright_wire::id::{JobId, NodeName};
+use rackwright_wire::id::{JobId, PodKey};
 use serde::{Deserialize, Serialize};
 use state::State;
 use std::collections::{BTreeMap, BTreeSet};
@@ -107,15 +107,15 @@ impl Sched {
     }
 
     /// Says from when on the cluster has been seen without a gap, `None` while it is not. A node that was
-    /// last seen unready may have come back unseen, so leases count from here: nothing is declared lost
-    /// while nobody looks. No part of the state: what it leads to is recorded as decisions.
+    /// last seen unready may have come back unseen, and a pod may have started, so leases and the time to
+    /// start count from here: nothing is declared lost or late while nobody looks. No part of the state:
+    /// what it leads to is recorded as decisions.
     pub fn sight(&mut self, since_ms: Option<u64>) {
         self.sight_ms = since_ms;
-        let unready =
-            |(name, node): (&NodeName, &state::Node)| node.unready_since_ms.map(|_since| name.clone());
-        let nodes: Vec<NodeName> = self.state.nodes.iter().filter_map(unready).collect();
-        for name in nodes {
-            self.touch_node(&name);
+        let live = self.state.pods.iter().filter(|(_, pod)| pod.is_live());
+        let live: Vec<PodKey> = live.map(|(key, _)| *key).collect();
+        for key in live {
+            self.touch_pod(key);
         }
     }
 

@@ -125,10 +125,14 @@ impl Driver {
         self.wanted.inventory.servers.iter().map(|server| server.name.as_str()).collect()
     }
 
+    /// Asks and compares servers.
+    pub async fn survey(&self, servers: &[&str]) -> Survey {
+        self.wanted.survey(&self.rack, servers, &self.teller).await
+    }
+
     /// Asks and compares servers, and the cluster's own objects at the same time.
-    pub async fn survey(&self, servers: &[&str]) -> (Survey, Vec<Difference>) {
-        let survey = self.wanted.survey(&self.rack, servers, &self.teller);
-        let (survey, objects) = tokio::join!(Box::pin(survey), Box::pin(self.objects()));
+    pub async fn compare(&self, servers: &[&str]) -> (Survey, Vec<Difference>) {
+        let (survey, objects) = tokio::join!(Box::pin(self.survey(servers)), Box::pin(self.objects()));
         // Where no control server answers nobody knows what its API has: that is no reason to make it anew.
         let mut controls = self.wanted.inventory.of_role(Role::Control);
         let unknown = controls.all(|server| survey.failed.contains_key(&server.name));
@@ -178,13 +182,13 @@ impl Driver {
         Ok(Saved { version: SAVED_VERSION, plan, objects })
     }
 
-    /// As [`Driver::survey`], after letting servers finish older plans that were interrupted there, by a power cut
+    /// As [`Driver::compare`], after letting servers finish older plans that were interrupted there, by a power cut
     /// for example: a new plan starts only from a server at rest. Says too how many steps that changed.
-    pub async fn survey_at_rest(
+    pub async fn compare_at_rest(
         &self,
         servers: &[&str],
     ) -> Result<(Survey, Vec<Difference>, u32), SavedError> {
-        let (survey, objects) = self.survey(servers).await;
+        let (survey, objects) = self.compare(servers).await;
         let mut interrupted = Vec::new();
         for server in &survey.answered {
             let Some(id) = &server.report.unfinished else { continue };
@@ -201,7 +205,7 @@ impl Driver {
         });
         let outcomes = futures::future::join_all(finished).await;
         let changed = outcomes.iter().map(ServerOutcome::changed).sum();
-        let (mut survey, objects) = self.survey(servers).await;
+        let (mut survey, objects) = self.compare(servers).await;
         survey.set_aside(interrupted.into_iter().map(|plan| plan.server).zip(outcomes));
         Ok((survey, objects, changed))
     }

@@ -115,6 +115,8 @@ pub struct Jobs {
     pub lease_s: u32,
     /// Seconds more until what ran there is declared lost and tried elsewhere.
     pub lease_grace_s: u32,
+    /// Seconds after which an attempt that has its place and has not started is ended.
+    pub start_limit_s: u32,
     /// Seconds between two full passes.
     pub full_pass_s: u32,
 }
@@ -127,6 +129,7 @@ impl Default for Jobs {
             keep_failed_s: 3600,
             lease_s: 40,
             lease_grace_s: 10,
+            start_limit_s: 600,
             full_pass_s: 30,
         }
     }

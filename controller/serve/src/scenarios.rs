@@ -420,6 +420,17 @@ async fn what_does_not_start_in_its_place_says_what_the_kubelet_says() {
     let path = format!("/v1/jobs/{id}/explain");
     let says = |answer: &Value, text: &str| answer["sentence"].as_str().unwrap().contains(text);
     rig.until("its reason", async || says(&rig.get(&path).await, "does not start: ErrImageNeverPull")).await;
+    // What became of it once its time to start was over, as a kubelet says it.
+    let unknown =
+        json!({"exitCode": 137, "reason": "ContainerStatusUnknown", "message": "could not be located"});
+    let status = json!({"name": "job", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
+        "state": {"terminated": unknown}});
+    let ended = json!({"phase": "Failed", "reason": "Error", "message": "was active for longer than it may",
+        "containerStatuses": [status]});
+    rig.cluster.status(&pod, ended);
+    let job = rig.job(&id, |job| job["job"]["phase"] == "finished").await;
+    let reason = job["attempts"][0]["reason"].as_str().unwrap();
+    assert!(reason.contains("ErrImageNeverPull: nowhere:1 is not present"), "{reason}");
     rig.stop().await;
 }
 

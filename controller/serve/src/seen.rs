@@ -93,6 +93,19 @@ impl PodSeen {
     pub(crate) fn takes_room(&self) -> bool {
         matches!(self.state, PodState::Pending(_) | PodState::Running { .. })
     }
+
+    /// When it was ended without having started, what its kubelet waited for says more than how it was ended.
+    pub(crate) fn keep_note(&mut self, before: &Self) {
+        let PodState::Failed(end) = &mut self.state else { return };
+        let note = match &before.state {
+            PodState::Pending(note) => note.clone(),
+            PodState::Failed(end) => Some(end.message.clone()),
+            PodState::Running { .. } | PodState::Succeeded(_) | PodState::Refused(_) => None,
+        };
+        if let Some(note) = note.filter(|_| end.started_ms == 0) {
+            end.message = note;
+        }
+    }
 }
 
 /// Reduces a node; `None` for one whose name we would never have given.

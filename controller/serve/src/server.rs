@@ -212,6 +212,7 @@ fn policy(config: &Config) -> sched::Config {
         kept_failed_ms: millis(jobs.keep_failed_s),
         lease_ms: millis(jobs.lease_s),
         lease_grace_ms: millis(jobs.lease_grace_s),
+        start_limit_ms: millis(jobs.start_limit_s),
         ..sched::Config::default()
     }
 }

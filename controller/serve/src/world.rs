@@ -79,7 +79,11 @@ impl World {
         if let Some(key) = pod.ours {
             self.by_key.insert(key, pod.uid.clone());
         }
-        self.pods.insert(pod.uid.clone(), pod.clone());
+        let mut noted = pod.clone();
+        if let Some(known) = self.pods.get(&pod.uid) {
+            noted.keep_note(known);
+        }
+        self.pods.insert(pod.uid.clone(), noted);
         self.peak = self.peak.max(self.pods.len());
     }
 
@@ -142,6 +146,7 @@ impl World {
     fn pod(&mut self, pod: &PodSeen, sched: &Sched) -> Option<What> {
         let uid = PodUid::new(&pod.uid).ok()?;
         self.note(pod);
+        let pod = self.pods.get(&pod.uid)?;
         match pod.ours {
             Some(key) => ours(key, uid, pod, sched),
             None => foreign(uid, pod),

@@ -125,7 +125,7 @@ pub(crate) async fn run(command: RackCommand, out: Out) -> Result<ExitCode, Repo
 async fn check(place: &Place, out: Out) -> Result<ExitCode, Report> {
     let (driver, watch) = Box::pin(open::driver(place, out)).await?;
     let servers = open::chosen(place, &driver)?;
-    let (survey, _) = driver.survey(&servers).await;
+    let survey = driver.survey(&servers).await;
     watch.end().await;
     let obstacles = preflight(&driver.wanted.inventory, &survey.facts, now_s());
     show::facts(&driver, &survey, &obstacles, out);
@@ -137,7 +137,7 @@ async fn plan(place: &Place, out: Out) -> Result<ExitCode, Report> {
     let (driver, watch) = Box::pin(open::driver(place, out)).await?;
     let _lock = driver.state.lock().map_err(open::state)?;
     let servers = open::chosen(place, &driver)?;
-    let (survey, objects) = driver.survey(&servers).await;
+    let (survey, objects) = driver.compare(&servers).await;
     let saved = driver.build(&survey, objects).map_err(Report::new)?;
     let lints = lint(&saved.plan, &driver.wanted.secrets);
     watch.end().await;
@@ -154,7 +154,7 @@ async fn plan(place: &Place, out: Out) -> Result<ExitCode, Report> {
 async fn drift(place: &Place, out: Out) -> Result<ExitCode, Report> {
     let (driver, watch) = Box::pin(open::driver(place, out)).await?;
     let servers = open::chosen(place, &driver)?;
-    let (survey, objects) = driver.survey(&servers).await;
+    let (survey, objects) = driver.compare(&servers).await;
     watch.end().await;
     let saved = driver.build(&survey, objects).map_err(Report::new)?;
     show::plan(&saved, &[], out);
@@ -187,7 +187,7 @@ async fn apply(args: &ApplyArgs, out: Out) -> Result<ExitCode, Report> {
         (saved, None)
     } else {
         let servers = open::chosen(&args.place, &driver)?;
-        let (survey, objects, changed) = driver.survey_at_rest(&servers).await.map_err(Report::new)?;
+        let (survey, objects, changed) = driver.compare_at_rest(&servers).await.map_err(Report::new)?;
         let saved = driver.build(&survey, objects).map_err(Report::new)?;
         let lints = lint(&saved.plan, &driver.wanted.secrets);
         watch.pause();
@@ -265,7 +265,7 @@ fn consent(args: &ApplyArgs) -> Result<(), Report> {
 async fn status(place: &Place, out: Out) -> Result<ExitCode, Report> {
     let (driver, watch) = Box::pin(open::driver(place, out)).await?;
     let servers = open::chosen(place, &driver)?;
-    let (survey, _) = driver.survey(&servers).await;
+    let survey = driver.survey(&servers).await;
     watch.end().await;
     let status = Box::pin(driver.status(&survey, now_s())).await;
     out.data(&status, &status);

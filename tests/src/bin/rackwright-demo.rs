@@ -49,6 +49,8 @@ fn failed(error: &DemoError) -> ExitCode {
         eprintln!("  caused by: {inner}");
         cause = inner.source();
     }
-    eprintln!("  help: the rack stays up for a look (`rackwright lab status`); `make demo-down` removes it");
+    eprintln!(
+        "  help: a rack that is up stays up for a look (`rackwright lab status`); `make demo-down` removes it"
+    );
     ExitCode::FAILURE
 }

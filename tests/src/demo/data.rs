@@ -2,7 +2,7 @@
 //! flipped byte is found and mended; a predecessor dies in the middle of a gigabyte.
 
 use super::findings::Version;
-use super::{Demo, DemoError, must, unexpected};
+use super::{Demo, DemoError, must, state_folders, unexpected};
 use crate::field::{number, text};
 use crate::http::wait_until;
 use crate::shell;
@@ -22,7 +22,8 @@ const LONG: Duration = Duration::from_mins(5);
 impl Demo {
     /// Stage 4.
     pub(super) fn replicate(&mut self) -> Result<(), DemoError> {
-        self.keep_data_secrets()?;
+        let secrets = state_folders().map(|folder| folder.join("secrets")).find(|folder| folder.is_dir());
+        self.site.open_data(&secrets.unwrap_or_default())?;
         let files = apt_lists()?;
         self.load_table(&files)?;
         self.load_bucket("apt-indexes", &files)?;
@@ -58,30 +59,13 @@ impl Demo {
         Ok(folder)
     }
 
-    /// Passwords go to curl in files, never in argv.
-    fn keep_data_secrets(&self) -> Result<(), DemoError> {
-        let read = |name: &str| -> Result<String, DemoError> {
-            let home = std::env::var("XDG_STATE_HOME").map_or_else(
-                |_| PathBuf::from(std::env::var("HOME").unwrap_or_default()).join(".local/state"),
-                PathBuf::from,
-            );
-            let path = home.join("rackwright/lab/secrets").join(name);
-            let text = std::fs::read_to_string(&path).map_err(|cause| DemoError::File { path, cause })?;
-            Ok(text.trim().to_owned())
-        };
-        let headers = "header = \"X-ClickHouse-User: rackwright\"\nheader = \"X-ClickHouse-Key: ";
-        self.site.keep_secret("clickhouse.curl", &format!("{headers}{}\"\n", read("clickhouse")?))?;
-        self.site.keep_secret("minio.curl", &format!("user = \"rackwright:{}\"\n", read("minio")?))?;
-        Ok(())
-    }
-
     fn load_table(&self, files: &[PathBuf]) -> Result<(), DemoError> {
         let table = match &self.options.data {
             Some(path) => user_table(path)?,
             None => apt::read(files)?,
         };
         self.has_target(&table)?;
-        let data = self.clickhouse("data1");
+        let data = self.site.clickhouse("data1");
         data.run("CREATE DATABASE IF NOT EXISTS apt", b"")?;
         data.run(&format!("DROP TABLE IF EXISTS {TABLE}"), b"")?;
         data.run(&table.create(TABLE), b"")?;
@@ -101,29 +85,13 @@ impl Demo {
     }
 
     fn load_bucket(&self, bucket: &str, files: &[PathBuf]) -> Result<(), DemoError> {
-        self.s3("PUT", bucket, None)?;
+        self.site.put_s3(bucket, None)?;
         for file in files {
             let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            self.s3("PUT", &format!("{bucket}/{name}"), Some(file))?;
+            self.site.put_s3(&format!("{bucket}/{name}"), Some(file))?;
         }
         stage::note(format_args!("bucket {bucket}: {} objects", files.len()));
         Ok(())
-    }
-
-    fn s3(&self, method: &str, path: &str, file: Option<&Path>) -> Result<String, DemoError> {
-        let config = self.folder.join("minio.curl").to_string_lossy().into_owned();
-        let url = format!("http://{}:9000/{path}", self.site.address("data1"));
-        let mut args =
-            vec!["-sS", "--noproxy", "*", "--config", &config, "--aws-sigv4", "aws:amz:us-east-1:s3"];
-        let name = file.map(|file| file.to_string_lossy().into_owned());
-        match &name {
-            Some(name) => {
-                args.extend(["--fail-with-body", "-H", "x-amz-content-sha256: UNSIGNED-PAYLOAD", "-T", name]);
-            }
-            None => args.extend(["-X", method]),
-        }
-        args.push(&url);
-        Ok(shell::capture("curl", &args)?)
     }
 
     /// Flips one byte on ml1's disk, behind everybody's back.
@@ -153,8 +121,8 @@ impl Demo {
         let mut from = std::fs::File::open("/dev/urandom").map_err(failed)?.take(BULK_BYTES);
         let mut to = std::fs::File::create(&noise).map_err(failed)?;
         std::io::copy(&mut from, &mut to).map_err(failed)?;
-        self.s3("PUT", "bulk", None)?;
-        self.s3("PUT", "bulk/noise", Some(&noise))?;
+        self.site.put_s3("bulk", None)?;
+        self.site.put_s3("bulk/noise", Some(&noise))?;
         std::fs::remove_file(&noise).map_err(failed)?;
         for server in ["data1", "ml1", "ml2"] {
             self.rackwright(&["lab", "shape", "--inventory", &self.inventory, server, LINK])?;

@@ -41,7 +41,7 @@ impl Demo {
     }
 
     fn wait_for_rows(&self) -> Result<u64, DemoError> {
-        let results = self.clickhouse("results1");
+        let results = self.site.clickhouse("results1");
         let rows = wait_until("every sealed result is loaded", Duration::from_mins(1), || {
             let text = results.run(&self.count_rows(), b"").unwrap_or_default();
             Ok(text.trim().parse::<u64>().ok().filter(|rows| *rows >= SWEEP))
@@ -67,7 +67,7 @@ impl Demo {
     }
 
     fn query_without_ml(&mut self) -> Result<(), DemoError> {
-        let results = self.clickhouse("results1");
+        let results = self.site.clickhouse("results1");
         let rows = results.run(&self.count_rows(), b"")?;
         self.findings.results_rows_with_ml_cut = rows.trim().parse().unwrap_or(0);
         stage::command("SELECT task, rmse … ORDER BY rmse LIMIT 1   (both ml nodes cut off)");

@@ -7,6 +7,7 @@
     reason = "a story fails by panicking, and talks when skipped"
 )]
 
+mod data;
 mod faults;
 mod jobs;
 mod rack;

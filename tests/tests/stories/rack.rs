@@ -1,6 +1,6 @@
 //! Bare servers become a cluster; what is there is left alone; what drifted is named.
 
-use crate::{repository, story_rack};
+use crate::{data, repository, story_rack};
 use rackwright_tests::rack::StoryRack;
 use rackwright_tests::shell;
 use serde_json::Value;
@@ -32,6 +32,8 @@ fn bare_servers_become_a_cluster_that_a_second_apply_leaves_alone_and_drift_name
 
     let (code, again) = rack.json(&["apply", "--yes"]).unwrap();
     assert_eq!((code, again.get("changes").and_then(Value::as_u64)), (0, Some(0)), "law 1: {again}");
+
+    data::master_data_reaches_jobs_and_their_results_outlive_the_nodes(&rack);
 
     let touch = "echo '# by hand' >> /etc/containerd/config.toml; systemctl stop rackwright-proxy; \
                  mkdir /etc/systemd/system/kubelet.service.d; \

@@ -85,6 +85,8 @@ pub enum StopReason {
     Cancelled,
     /// Another member of the gang ended badly.
     Gang,
+    /// It had its place for long and did not start.
+    NotStarted,
     /// It ran for longer than it may.
     TimeLimit,
     /// The job's deadline passed.
@@ -101,6 +103,7 @@ impl StopReason {
         match self {
             Self::Cancelled => Outcome::Cancelled,
             Self::Gang => Outcome::GangStopped,
+            Self::NotStarted => Outcome::Failed,
             Self::TimeLimit => Outcome::TimeLimit,
             Self::Deadline => Outcome::Deadline,
             Self::MoneyCap => Outcome::MoneyCap,

@@ -4,6 +4,7 @@
 //! Nothing here touches anything: a body with findings changes nothing.
 
 use super::fields::Fields;
+use super::once::Once;
 use super::spec::{
     Array, Checkpointing, Class, DEFAULT_MAX_RUN_TIME_S, DEFAULT_PRIORITY, DEFAULT_PROJECT, DatasetRef, Gang,
     JobSpec, Resources, TASK_INDEX_ENV,
@@ -83,9 +84,10 @@ impl JobSpec {
     /// # Errors
     /// All findings, in the order of the fields; never an empty list.
     pub fn from_json(body: &[u8], limits: &Limits) -> Result<Self, Vec<Finding>> {
-        let value: Value = serde_json::from_slice(body).map_err(|error| {
+        let Once(value) = serde_json::from_slice(body).map_err(|error| {
             let hint = "send one JSON object, such as {\"name\": \"fit\", \"image\": \"…\"}";
-            vec![Finding::new("", format!("is no JSON: {error}"), hint)]
+            let message = if error.is_data() { error.to_string() } else { format!("is no JSON: {error}") };
+            vec![Finding::new("", message, hint)]
         })?;
         let Value::Object(map) = value else {
             return Err(vec![Finding::new("", "is no JSON object", "send one JSON object")]);
@@ -159,15 +161,14 @@ fn check_container(spec: &JobSpec, limits: &Limits, findings: &mut Vec<Finding>)
         }
     }
     let words = spec.command.iter().chain(&spec.args);
-    for (field, texts) in [("command", &spec.command), ("args", &spec.args)] {
-        if texts.iter().any(|text| text.contains('\0')) {
+    let mut refuse_nul = |field: &str, text: &String| {
+        if text.contains('\0') {
             findings.push(Finding::new(field, "holds a NUL", "no program can be given one: leave it out"));
         }
-    }
-    for (name, _) in spec.env.iter().filter(|(_, value)| value.contains('\0')) {
-        let hint = "no program can be given one: leave it out";
-        findings.push(Finding::new(&format!("env.{name}"), "holds a NUL", hint));
-    }
+    };
+    spec.command.iter().for_each(|word| refuse_nul("command", word));
+    spec.args.iter().for_each(|word| refuse_nul("args", word));
+    spec.env.iter().for_each(|(name, value)| refuse_nul(&format!("env.{name}"), value));
     let pairs = spec.env.iter().flat_map(|(name, value)| [name, value]);
     let bytes: usize = words.chain(pairs).map(String::len).sum();
     if bytes > limits.text_bytes {
@@ -246,6 +247,9 @@ fn check_lists(spec: &JobSpec, limits: &Limits, findings: &mut Vec<Finding>) {
 }
 
 fn read_spec(mut fields: Fields<'_>) -> Option<JobSpec> {
+    for key in ["owner", "team"] {
+        fields.refuse(key, "leave it out: owner and team come from the token");
+    }
     let name: Option<JobName> = fields.required("name", "give it a name such as \"fit\"");
     let image: Option<String> = fields.required("image", "name the image that its pods run");
     let resources = fields.object("resources").map_or_else(default_resources, read_resources);
@@ -358,6 +362,8 @@ mod tests {
         }
         let body = r#"{"name": "fit", "image": "i", "command": ["a\u0000b"], "env": {"A": "\u0000"}, "deadline_s": 0}"#;
         assert_eq!(fields(body), ["command holds a NUL", "env.A holds a NUL", "deadline_s is 0"]);
+        let body = r#"{"name": "fit", "image": "i", "env": {"A": "1", "A": "2"}}"#;
+        assert_eq!(fields(body), [" the key \"A\" stands twice at line 1 column 57"]);
     }
 
     #[test]

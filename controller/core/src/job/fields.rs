@@ -56,14 +56,16 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// A key that somebody may expect here and that is not.
+    pub(super) fn refuse(&mut self, name: &str, hint: &str) {
+        if self.map.remove(name).is_some() {
+            self.findings.push(Finding::new(&self.path(name), "is no known key", hint));
+        }
+    }
+
     pub(super) fn refuse_unknown(self) {
         for key in self.map.keys() {
             let shown: String = key.chars().take(80).collect();
-            if matches!(key.as_str(), "team" | "owner") && self.prefix.is_empty() {
-                let hint = "leave it out: owner and team come from the token";
-                self.findings.push(Finding::new(&shown, "is no known key", hint));
-                continue;
-            }
             let nearest = self.read.iter().min_by_key(|known| distance(known, &shown));
             let hint = match nearest {
                 Some(known) if distance(known, &shown) <= 3 => format!("did you mean {known:?}?"),

@@ -105,7 +105,7 @@ impl Sched {
         self.drop_node_if_unneeded(name);
     }
 
-    pub(super) fn touch_node(&mut self, name: &NodeName) {
+    fn touch_node(&mut self, name: &NodeName) {
         self.no_place.clear();
         let pods: Vec<PodKey> = self.index.on_node.get(name).into_iter().flatten().copied().collect();
         for key in pods {

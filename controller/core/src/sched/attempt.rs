@@ -52,12 +52,14 @@ impl Sched {
         let finished_at =
             end.finished_at_ms.unwrap_or(now).clamp(pod.placed_at_ms, now.max(pod.placed_at_ms));
         let cost = pod.cost(finished_at);
+        let late = pod.stop == Some(StopReason::NotStarted) && outcome == Outcome::Failed;
+        let reason = if late { format!("did not start in time: {}", end.reason) } else { end.reason };
         self.edit_pod(key, |pod| {
             pod.state = PodState::Finished;
             pod.uid = pod.uid.take().or_else(|| uid.cloned());
             pod.outcome = Some(outcome);
             pod.exit_code = end.exit_code;
-            pod.reason = end.reason;
+            pod.reason = reason;
             pod.started_at_ms = end.started_at_ms.or(pod.started_at_ms);
             pod.finished_at_ms = Some(finished_at);
             pod.lost = end.lost;

@@ -18,6 +18,8 @@ pub struct Config {
     pub lease_ms: u64,
     /// How much longer until what it ran is declared lost: clock rates and stopping take time.
     pub lease_grace_ms: u64,
+    /// An attempt that has not started so long after it was placed is ended: its image may be nowhere.
+    pub start_limit_ms: u64,
     /// Wait before the first retry; doubles with each one.
     pub backoff_ms: u64,
     /// The longest wait before a retry.
@@ -55,6 +57,7 @@ impl Default for Config {
             ]),
             lease_ms: 40_000,
             lease_grace_ms: 10_000,
+            start_limit_ms: 10 * 60_000,
             backoff_ms: 1_000,
             backoff_max_ms: 5 * 60_000,
             lost_limit: 8,

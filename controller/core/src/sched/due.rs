@@ -40,12 +40,19 @@ impl Sched {
             let at = self.silent_at(since.max(sight));
             (at, Action::DeclareLost { pod: key, node: pod.node.clone() })
         });
-        let limit = pod.started_at_ms.filter(|_| pod.stop.is_none()).and_then(|started| {
-            let spec = &self.state.jobs.get(&key.job)?.record.spec;
-            let at = started.saturating_add(spec.max_run_time_s.saturating_mul(1000));
-            Some((at, stop(StopReason::TimeLimit)))
-        });
+        let limit = self.limit(key, pod).filter(|_| pod.stop.is_none()).map(|(at, why)| (at, stop(why)));
         lost.into_iter().chain(limit).min_by_key(|(at, _)| *at)
+    }
+
+    /// When a pod has had its time: to start, or to run. What started while nobody looked is seen before
+    /// the time to start is over, which is why that counts from when somebody looks.
+    fn limit(&self, key: PodKey, pod: &Pod) -> Option<(u64, StopReason)> {
+        let Some(started) = pod.started_at_ms else {
+            let since = self.sight_ms?.max(pod.placed_at_ms);
+            return Some((since.saturating_add(self.config.start_limit_ms), StopReason::NotStarted));
+        };
+        let spec = &self.state.jobs.get(&key.job)?.record.spec;
+        Some((started.saturating_add(spec.max_run_time_s.saturating_mul(1000)), StopReason::TimeLimit))
     }
 
     /// When a node that says nothing has stopped what it ran.

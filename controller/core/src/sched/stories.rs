@@ -276,6 +276,28 @@ fn nothing_is_declared_lost_while_nobody_looks_and_leases_count_from_when_somebo
 }
 
 #[test]
+fn what_does_not_start_in_time_has_failed_and_is_tried_again() {
+    let mut rack = Rack::of(1);
+    rack.submit(1, JobSpec { retries: 1, ..spec(1500, 64) });
+    rack.launches();
+    rack.tell(What::PodCreated { pod: pod(1, 0, 1), uid: uid(pod(1, 0, 1)) });
+    rack.sched.sight(None);
+    rack.now_ms += 10 * config().start_limit_ms;
+    assert_eq!(rack.decide(), [], "it may have started unseen");
+    rack.sched.sight(Some(rack.now_ms));
+    rack.sched.sanity_check().unwrap();
+    rack.now_ms += config().start_limit_ms - 1;
+    assert_eq!(rack.decide(), []);
+    rack.now_ms += 1;
+    let key = pod(1, 0, 1);
+    let stop = Action::StopPod { pod: key, uid: Some(uid(key)), why: StopReason::NotStarted };
+    assert_eq!(rack.decide(), [stop]);
+    rack.end(key, Outcome::Failed);
+    rack.now_ms += config().backoff_ms;
+    assert!(rack.decide().iter().any(|action| matches!(action, Action::CreatePod { .. })));
+}
+
+#[test]
 fn a_node_that_is_back_before_its_lease_ends_keeps_its_pods() {
     let mut rack = Rack::of(1);
     rack.submit(1, spec(1500, 64));
