@@ -76,7 +76,7 @@ fn md5(bytes: &[u8]) -> String {
 
 /// One byte of a node's disk changes behind everybody's back; that server's scrub mends it from a peer.
 fn damage_is_found_and_repaired(rack: &StoryRack, site: &Site) {
-    let flip = "f=$(ls /data/rackwright/versions/packages/*/rows.bin); printf '\\377' | dd of=$f bs=1 seek=4321 conv=notrunc";
+    let flip = "f=/data/rackwright/versions/packages/current/rows.bin; printf '\\377' | dd of=$f bs=1 seek=4321 conv=notrunc";
     rack.on("ml2", flip).unwrap();
     succeeds(&rack.client(site, "operator", &["data", "scrub", "ml2"]).unwrap());
     let held = site.api("operator").get("/v1/data").unwrap()["nodes"]["ml2"]["held"].clone();
