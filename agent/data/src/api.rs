@@ -24,7 +24,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use rackwright_wire::manifest::{Held, Wanted};
+use rackwright_wire::manifest::{Held, MANIFEST_BYTES, Wanted};
 use rackwright_wire::report::NodeReport;
 use rackwright_wire::sealed::{SEALED_VERSION, SealedSet, SetKind, SetList};
 use rackwright_wire::source::{Exported, ScrubReport, SourceFacts, SourceRequest};
@@ -33,9 +33,9 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A wanted set of thousands of files with all their chunk hashes fits: 64 MiB.
-const WANTED_LIMIT: usize = 64 * 1024 * 1024;
-/// Everything else in JSON: 1 MiB.
+/// A sender of whom nothing comes for so long is gone: its bytes must not lie here for ever.
+const IDLE: Duration = Duration::from_mins(1);
+/// What is no manifest, in JSON: 1 MiB.
 const JSON_LIMIT: usize = 1024 * 1024;
 /// Longest that a request for a chunk is held.
 const LONGEST_WAIT: Duration = Duration::from_secs(20);
@@ -66,7 +66,7 @@ struct Known;
 
 pub(crate) fn router(api: Api) -> Router {
     Router::new()
-        .route("/v1/wanted", put(put_wanted).layer(DefaultBodyLimit::max(WANTED_LIMIT)))
+        .route("/v1/wanted", put(put_wanted).layer(DefaultBodyLimit::max(MANIFEST_BYTES)))
         .route("/v1/trust", put(put_trust))
         .route("/v1/source/facts", post(source_facts))
         .route("/v1/source/export", post(source_export))
@@ -76,7 +76,7 @@ pub(crate) fn router(api: Api) -> Router {
         .route("/v1/objects/{hash}/chunks/{index}", get(chunk))
         .route("/v1/objects/{hash}", get(get_object).put(put_object).layer(DefaultBodyLimit::disable()))
         .route("/v1/sets", get(list_sets))
-        .route("/v1/sets/{id}", get(get_set).put(put_set))
+        .route("/v1/sets/{id}", get(get_set).put(put_set).layer(DefaultBodyLimit::max(MANIFEST_BYTES)))
         .layer(DefaultBodyLimit::max(JSON_LIMIT))
         .with_state(api)
 }
@@ -224,7 +224,9 @@ async fn put_object(
     }
     let mut writer = crate::export::BlockWriter::begin(&api.node.store).await?;
     let mut blocks = body.into_data_stream().map_err(|cause| Error::setup("receive an object", cause));
-    while let Some(block) = blocks.next().await {
+    loop {
+        let silent = |_late| Error::io("receive", "an object")(std::io::ErrorKind::TimedOut.into());
+        let Some(block) = tokio::time::timeout(IDLE, blocks.next()).await.map_err(silent)? else { break };
         writer.write(&block?).await?;
     }
     writer.commit("object", Some(hash)).await?;

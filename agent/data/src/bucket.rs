@@ -103,17 +103,20 @@ impl BucketSource {
         let path = store.layout().at("exports").join(format!("{}.objects", self.dataset));
         // Not there, or of another version: then everything is read.
         let known = read_json(&path).map(|known: Known| known.objects).unwrap_or_default();
-        let (mut now, mut read_bytes) = (BTreeMap::new(), 0);
-        for entry in entries {
-            let unchanged = known.get(&entry.key).filter(|(before, file)| {
-                let here = hash_of(&file.blake3).is_ok_and(|hash| store.has(hash));
-                *before == entry && here
-            });
-            let file = if let Some((_, file)) = unchanged {
-                file.clone()
-            } else {
-                read_bytes += entry.bytes;
-                Box::pin(self.get(store, &entry)).await?
+        let unchanged = |entry: &Entry| {
+            let (before, file) = known.get(&entry.key)?;
+            let here = hash_of(&file.blake3).is_ok_and(|hash| store.has(hash));
+            (before == entry && here).then(|| file.clone())
+        };
+        let found: Vec<_> = entries.into_iter().map(|entry| (unchanged(&entry), entry)).collect();
+        let changed = found.iter().filter(|(known, _)| known.is_none());
+        let read_bytes = changed.map(|(_, entry)| entry.bytes).sum();
+        store.admit(read_bytes)?;
+        let mut now = BTreeMap::new();
+        for (known, entry) in found {
+            let file = match known {
+                Some(file) => file,
+                None => Box::pin(self.get(store, &entry)).await?,
             };
             now.insert(entry.key.clone(), (entry, file));
         }

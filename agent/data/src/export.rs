@@ -75,7 +75,6 @@ impl Exporter {
             if let Some(known) = self.known(&before) {
                 return Ok(known);
             }
-            self.store.admit(before.bytes)?;
             let content = Box::pin(source.read(&self.store, &before)).await?;
             read_bytes += content.read_bytes;
             if source.facts().await?.source == before.source {
@@ -146,7 +145,10 @@ impl Source {
 
     async fn read(&self, store: &Arc<Store>, facts: &SourceFacts) -> Result<Content, Error> {
         match self {
-            Self::Table(table) => table.read(store, facts).await,
+            Self::Table(table) => {
+                store.admit(facts.bytes)?;
+                table.read(store, facts).await
+            }
             Self::Bucket(bucket) => Box::pin(bucket.read(store)).await,
         }
     }

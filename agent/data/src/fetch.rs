@@ -15,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use rackwright_wire::manifest::{File, Peer};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -156,7 +156,9 @@ impl Fetcher {
 
     async fn pass(&self, files: &[File], job: &Job) -> Result<(), Error> {
         let mut running = FuturesUnordered::new();
-        for file in files {
+        let mut seen = HashSet::new();
+        // Equal files are one object.
+        for file in files.iter().filter(|file| seen.insert(&file.blake3)) {
             for (partial, index) in self.open(file.clone(), job).await? {
                 if running.len() >= self.in_flight {
                     running.next().await.transpose()?;
@@ -212,7 +214,8 @@ impl Fetcher {
 
     async fn fetch_chunk(&self, job: &Job, partial: &Arc<Partial>, index: u64) -> Result<(), Error> {
         let mut receipt = Receipt::new();
-        loop {
+        // Somebody else may fetch the same object for another version.
+        while !partial.has(index) {
             let now = Instant::now();
             let (pick, sources) = job.pick(now);
             let (place, until) = match pick {
@@ -232,6 +235,7 @@ impl Fetcher {
                 tokio::time::sleep_until(until.into()).await;
             }
         }
+        Ok(())
     }
 
     /// Asks one peer for the rest of a chunk. True when the chunk is whole and verified. Only failures

@@ -104,10 +104,11 @@ async fn load_one(store: &Store, loader: &Loader, set: &SealedSet) -> Result<(),
             format!("{}\n", counted(count, "row"))
         }
         // It will never get better: say so once, keep the set, go on with the others.
-        Err(why) => {
+        Err(Unread::Content(why)) => {
             tracing::warn!(set = set.id(), why, "result set refused");
             format!("refused: {why}\n")
         }
+        Err(Unread::Disk(error)) => return Err(error),
     };
     let mark = mark(store, set);
     durable::make_folder(mark.parent().unwrap_or(&mark))?;
@@ -125,16 +126,26 @@ fn mark(store: &Store, set: &SealedSet) -> PathBuf {
     store.layout().root().join("loaded").join(set.id())
 }
 
+/// Why rows cannot be read.
+#[derive(Debug)]
+enum Unread {
+    /// They are no rows, and never will be.
+    Content(String),
+    /// The file system refuses now, or a scrub has taken a damaged object away: later it may do.
+    Disk(Error),
+}
+
 /// How many rows a set has, each one a JSON object; or why it cannot be loaded.
-fn checked(store: &Store, set: &SealedSet) -> Result<u64, String> {
+fn checked(store: &Store, set: &SealedSet) -> Result<u64, Unread> {
     if let Some(why) = &set.refused {
-        return Err(why.clone());
+        return Err(Unread::Content(why.clone()));
     }
     let mut lines = Lines::of(store, set);
     let mut count = 0;
     while let Some(line) = lines.next()? {
-        is_object(line.text)
-            .map_err(|cause| format!("{} line {}: not one JSON object: {cause}", line.file, line.number))?;
+        is_object(line.text).map_err(|cause| {
+            Unread::Content(format!("{} line {}: not one JSON object: {cause}", line.file, line.number))
+        })?;
         count += 1;
     }
     Ok(count)
@@ -164,13 +175,14 @@ impl<'a> Lines<'a> {
         Self { store, files: files.into_iter(), open: None, number: 0, buffer: String::new() }
     }
 
-    fn next(&mut self) -> Result<Option<Line<'_>>, String> {
+    fn next(&mut self) -> Result<Option<Line<'_>>, Unread> {
         loop {
             let Some((file, reader)) = &mut self.open else {
                 let Some(file) = self.files.next() else { return Ok(None) };
-                let hash = hash_of(&file.blake3).map_err(|error| error.to_string())?;
-                let object = std::fs::File::open(self.store.layout().object(hash))
-                    .map_err(|cause| format!("{}: {cause}", file.path))?;
+                let hash = hash_of(&file.blake3).map_err(|error| Unread::Content(error.to_string()))?;
+                let path = self.store.layout().object(hash);
+                let object = std::fs::File::open(&path)
+                    .map_err(|cause| Unread::Disk(Error::io("open", path)(cause)))?;
                 (self.open, self.number) = (Some((file, BufReader::new(object))), 0);
                 continue;
             };
@@ -178,8 +190,14 @@ impl<'a> Lines<'a> {
             self.number += 1;
             let most = MAX_LINE_BYTES as u64 + 2;
             let read = reader.by_ref().take(most).read_line(&mut self.buffer);
-            let refused = |why: &dyn std::fmt::Display| format!("{} line {}: {why}", file.path, self.number);
-            if read.map_err(|cause| refused(&cause))? == 0 {
+            let refused = |why: &dyn std::fmt::Display| {
+                Unread::Content(format!("{} line {}: {why}", file.path, self.number))
+            };
+            let unread = |cause: std::io::Error| {
+                let is_no_text = cause.kind() == std::io::ErrorKind::InvalidData;
+                if is_no_text { refused(&cause) } else { Unread::Disk(Error::io("read", &file.path)(cause)) }
+            };
+            if read.map_err(unread)? == 0 {
                 self.open = None;
                 continue;
             }
@@ -263,8 +281,12 @@ impl Loader {
     async fn stage(&self, stage: &str, store: &Store, set: &SealedSet) -> Result<(), Error> {
         let mut lines = Lines::of(store, set);
         let (mut batch, mut line) = (String::new(), 0_u64);
-        let unread =
-            |why: String| Error::Source { what: format!("read set {}: {why}", set.id()), source: None };
+        let unread = |why| match why {
+            Unread::Content(why) => {
+                Error::Source { what: format!("read set {}: {why}", set.id()), source: None }
+            }
+            Unread::Disk(error) => error,
+        };
         while let Some(row) = lines.next().map_err(unread)? {
             let SealedSet { team, project, job, task, attempt, .. } = set;
             let text = escape(row.text);
@@ -353,7 +375,7 @@ mod tests {
         let store = Store::open(folder.path(), Some(0)).unwrap();
         let mut set = set_of(&store, "a.jsonl", "{\"text\":\"a\\tb\"}\r\n\n{\"x\":1e999}");
         set.files.extend(set_of(&store, "b.jsonl", "{}\n").files);
-        assert_eq!(checked(&store, &set), Ok(3));
+        assert_eq!(checked(&store, &set).unwrap(), 3);
         let expected = ["a.jsonl:1 {\"text\":\"a\\tb\"}", "a.jsonl:3 {\"x\":1e999}", "b.jsonl:1 {}"];
         assert_eq!(texts(&store, &set), expected);
         assert_eq!(escape("a\\tb"), "a\\\\tb");
@@ -364,11 +386,22 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path(), Some(0)).unwrap();
         let bad = set_of(&store, "a.jsonl", "{\"x\":1}\n[1]\n");
-        assert!(checked(&store, &bad).is_err_and(|why| why.contains("a.jsonl line 2: not one JSON object")));
+        assert!(refusal(&store, &bad).contains("a.jsonl line 2: not one JSON object"));
         let long = set_of(&store, "a.jsonl", &format!("{{\"x\":\"{}\"}}\n", "y".repeat(MAX_LINE_BYTES)));
-        assert!(checked(&store, &long).is_err_and(|why| why.contains("line 1: longer than 1 MiB")));
+        assert!(refusal(&store, &long).contains("line 1: longer than 1 MiB"));
         let model = set_of(&store, "model.bin", "not json");
-        assert_eq!(checked(&store, &model), Ok(0));
+        assert_eq!(checked(&store, &model).unwrap(), 0);
+        let gone = set_of(&store, "a.jsonl", "{}\n");
+        durable::remove(&store.layout().object(hash_of(&gone.files[0].blake3).unwrap())).unwrap();
+        let unread = checked(&store, &gone).unwrap_err();
+        assert!(matches!(unread, Unread::Disk(_)), "what a scrub took away may come back: {unread:?}");
+    }
+
+    fn refusal(store: &Store, set: &SealedSet) -> String {
+        match checked(store, set) {
+            Err(Unread::Content(why)) => why,
+            other => panic!("{other:?} is no refusal"),
+        }
     }
 
     #[test]

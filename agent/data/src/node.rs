@@ -200,10 +200,15 @@ impl Node {
     /// Closes the gap between wanted and held, whenever one of them changes; never returns.
     pub async fn run(&self) {
         let mut changes = self.wanted.subscribe();
+        let mut last: Option<Arc<Accepted>> = None;
         loop {
             let accepted = changes.borrow_and_update().clone();
             let mut settled = true;
             if let Some(accepted) = accepted {
+                if !last.as_ref().is_some_and(|last| Arc::ptr_eq(last, &accepted)) {
+                    self.forget_unwanted(&accepted).await;
+                    last = Some(Arc::clone(&accepted));
+                }
                 self.expect_missing();
                 settled = self.pass(&accepted, &mut changes).await;
                 if !self.wanted.borrow().as_ref().is_some_and(|now| Arc::ptr_eq(now, &accepted)) {
@@ -220,6 +225,16 @@ impl Node {
             } else {
                 let _elapsed_or_changed = tokio::time::timeout(RETRY_AFTER, changes.changed()).await;
             }
+        }
+    }
+
+    /// What was on its way for versions that are not wanted any more takes room for nothing.
+    async fn forget_unwanted(&self, accepted: &Accepted) {
+        let files = accepted.manifests.iter().flat_map(|(_, manifest)| &manifest.files);
+        let wanted = files.filter_map(|file| hash_of(&file.blake3).ok()).collect();
+        let store = Arc::clone(&self.store);
+        if let Err(error) = blocking(move || store.forget_unwanted(&wanted)).await {
+            tracing::warn!("{}", error.chain());
         }
     }
 

@@ -121,7 +121,8 @@ impl Partial {
         Arc::clone(&self.data)
     }
 
-    /// Writes unverified bytes into a chunk.
+    /// Writes unverified bytes into a chunk. Those of one that somebody else has verified meanwhile are dropped:
+    /// soon pods may read it.
     ///
     /// # Errors
     /// The bytes leave the chunk, or the file system refuses.
@@ -129,6 +130,11 @@ impl Partial {
         let path = self.layout.partial(self.hash);
         if offset.saturating_add(bytes.len() as u64) > self.chunk_len(index) {
             return Err(Error::refused(format!("bytes of chunk {index}"), "more than the chunk holds"));
+        }
+        // Held while writing: nobody may verify the chunk in between.
+        let state = self.state();
+        if state.verified.get(usize::try_from(index).unwrap_or(usize::MAX)).is_some_and(Option::is_some) {
+            return Ok(());
         }
         self.data
             .write_all_at(bytes, index.saturating_mul(CHUNK_BYTES) + offset)
@@ -159,11 +165,18 @@ impl Partial {
     /// [`Error::Damaged`] with the chunks that did not hash: they are missing again. Empty when all
     /// chunks do and the whole does not: then the manifest contradicts itself.
     pub fn finish(&self) -> Result<(), Error> {
+        let finished = self.verify_and_name();
+        if finished.is_err() {
+            self.finishing.store(false, Ordering::Release);
+        }
+        finished
+    }
+
+    fn verify_and_name(&self) -> Result<(), Error> {
         let bad = self.verify()?;
         let path = self.layout.partial(self.hash);
         if let Some(chunks) = bad {
             self.forget(&chunks)?;
-            self.finishing.store(false, Ordering::Release);
             return Err(Error::Damaged { object: self.hash.to_hex().to_string(), chunks });
         }
         fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).map_err(Error::io("protect", &path))?;
@@ -172,15 +185,6 @@ impl Partial {
         durable::make_folder(object.parent().unwrap_or(self.layout.root()))?;
         durable::rename(&path, &object)?;
         durable::remove(&self.layout.journal(self.hash))
-    }
-
-    /// Gives up: removes data and journal.
-    ///
-    /// # Errors
-    /// The file system refuses.
-    pub fn discard(&self) -> Result<(), Error> {
-        durable::remove(&self.layout.journal(self.hash))?;
-        durable::remove(&self.layout.partial(self.hash))
     }
 
     /// `None` when everything hashes, else the chunks that do not.
@@ -380,7 +384,9 @@ mod tests {
         let (layout, file) = begin(folder.path());
         let partial = Partial::open(&layout, &file).unwrap();
         (0..3).for_each(|index| give(&partial, index));
-        partial.write(1, 77, &[content()[usize::try_from(CHUNK_BYTES).unwrap() + 77] ^ 1]).unwrap();
+        let rotten = [content()[usize::try_from(CHUNK_BYTES).unwrap() + 77] ^ 1];
+        partial.data().write_all_at(&rotten, CHUNK_BYTES + 77).unwrap();
+        assert!(partial.claim_finish());
         let error = partial.finish().unwrap_err();
         assert!(matches!(&error, Error::Damaged { chunks, .. } if chunks == &[1]), "{error}");
         assert!(!layout.object(partial.hash()).exists());
@@ -388,6 +394,33 @@ mod tests {
         let partial = Partial::open(&layout, &file).unwrap();
         assert_eq!(partial.missing(), [1]);
         give(&partial, 1);
+        partial.finish().unwrap();
+    }
+
+    #[test]
+    fn bytes_for_a_chunk_that_was_verified_meanwhile_are_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let (layout, file) = begin(folder.path());
+        let partial = Partial::open(&layout, &file).unwrap();
+        (0..3).for_each(|index| give(&partial, index));
+        partial.write(1, 77, b"of a second stream").unwrap();
+        partial.finish().unwrap();
+        partial.write(1, 77, b"later still").unwrap();
+        assert_eq!(fs::read(layout.object(partial.hash())).unwrap(), content());
+    }
+
+    #[test]
+    fn what_could_not_be_finished_may_be_finished_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let (layout, file) = begin(folder.path());
+        let partial = Partial::open(&layout, &file).unwrap();
+        (0..3).for_each(|index| give(&partial, index));
+        // A file where the folder of objects belongs.
+        fs::write(folder.path().join("objects"), "").unwrap();
+        assert!(partial.claim_finish() && !partial.claim_finish());
+        assert!(partial.finish().is_err());
+        fs::remove_file(folder.path().join("objects")).unwrap();
+        assert!(partial.claim_finish());
         partial.finish().unwrap();
     }
 

@@ -5,7 +5,7 @@
 
 use crate::durable;
 use crate::error::Error;
-use crate::layout::{hash_of, read_json};
+use crate::layout::{hash_of, is_file_name, names_in, read_json};
 use crate::store::Store;
 use rackwright_wire::manifest::{check_files, is_dns_label};
 use rackwright_wire::sealed::{SealedSet, SetKind};
@@ -93,7 +93,16 @@ impl Store {
     /// # Errors
     /// The file system refuses.
     pub fn list_sets(&self, filter: &SetFilter) -> Result<Vec<SealedSet>, Error> {
-        let mut sets: Vec<_> = self.sets()?.into_iter().filter(|set| filter.matches(set)).collect();
+        let folder = self.layout().at("sets");
+        // A set's file is named after its id: what the prefix rules out need not be read.
+        let is_meant = |name: &String| {
+            let id = name.strip_suffix(".json").filter(|_| is_file_name(name));
+            id.is_some_and(|id| filter.prefix.as_ref().is_none_or(|prefix| id.starts_with(prefix)))
+        };
+        let names = names_in(&folder)?.into_iter().filter(is_meant);
+        let mut sets =
+            names.map(|name| read_json::<SealedSet>(&folder.join(name))).collect::<Result<Vec<_>, _>>()?;
+        sets.retain(|set| filter.matches(set));
         sets.sort_by(|left, right| {
             let key = |set: &SealedSet| (set.job.clone(), set.task, set.attempt, set.step);
             key(left).cmp(&key(right))

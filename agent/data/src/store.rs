@@ -165,13 +165,24 @@ impl Store {
         self.expected().contains(&hash)
     }
 
-    /// Forgets a partial object and removes what is there of it.
+    /// Removes what is there of objects that were on their way and that nobody waits for any more. Nothing may
+    /// fetch meanwhile but a scrub, whose objects a manifest names.
     ///
     /// # Errors
-    /// The file system refuses.
-    pub fn discard(&self, partial: &Partial) -> Result<(), Error> {
-        self.partials().remove(&partial.hash());
-        partial.discard()
+    /// The file system refuses, or a manifest cannot be read: then nobody knows what is named.
+    pub(crate) fn forget_unwanted(&self, wanted: &HashSet<blake3::Hash>) -> Result<(), Error> {
+        let named = self.referenced()?;
+        let is_wanted = |hash: &blake3::Hash| wanted.contains(hash) || named.contains(hash);
+        self.expected().retain(is_wanted);
+        for name in names_in(&self.layout.at("partial"))? {
+            let hash = crate::layout::hash_of(name.trim_end_matches(".chunks"));
+            if let Some(hash) = hash.ok().filter(|hash| !is_wanted(hash)) {
+                self.partials().remove(&hash);
+                durable::remove(&self.layout.partial(hash))?;
+                durable::remove(&self.layout.journal(hash))?;
+            }
+        }
+        Ok(())
     }
 
     /// Counts bytes that came over the network.

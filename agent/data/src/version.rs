@@ -168,7 +168,7 @@ impl Store {
         Ok(())
     }
 
-    fn referenced(&self) -> Result<HashSet<blake3::Hash>, Error> {
+    pub(crate) fn referenced(&self) -> Result<HashSet<blake3::Hash>, Error> {
         // Objects of a manifest that this build cannot read are in use all the same.
         let manifests: Vec<Manifest> =
             self.layout().read_manifests()?.into_iter().collect::<Result<_, _>>()?;

@@ -122,12 +122,11 @@ impl csi_v1::node_server::Node for Plugin {
         &self,
         request: Request<csi_v1::NodePublishVolumeRequest>,
     ) -> Result<Response<csi_v1::NodePublishVolumeResponse>, Status> {
-        let asked = request.into_inner();
-        let target = Path::new(&asked.target_path);
-        self.volumes
-            .publish(&asked.volume_id, target, &asked.volume_context)
-            .await
-            .map_err(|e| status(&e))?;
+        let (asked, volumes) = (request.into_inner(), Arc::clone(&self.volumes));
+        finished(async move {
+            volumes.publish(&asked.volume_id, Path::new(&asked.target_path), &asked.volume_context).await
+        })
+        .await?;
         Ok(Response::new(csi_v1::NodePublishVolumeResponse {}))
     }
 
@@ -135,9 +134,9 @@ impl csi_v1::node_server::Node for Plugin {
         &self,
         request: Request<csi_v1::NodeUnpublishVolumeRequest>,
     ) -> Result<Response<csi_v1::NodeUnpublishVolumeResponse>, Status> {
-        let asked = request.into_inner();
-        let target = Path::new(&asked.target_path);
-        self.volumes.unpublish(&asked.volume_id, target).await.map_err(|e| status(&e))?;
+        let (asked, volumes) = (request.into_inner(), Arc::clone(&self.volumes));
+        finished(async move { volumes.unpublish(&asked.volume_id, Path::new(&asked.target_path)).await })
+            .await?;
         Ok(Response::new(csi_v1::NodeUnpublishVolumeResponse {}))
     }
 
@@ -153,6 +152,17 @@ impl csi_v1::node_server::Node for Plugin {
         _: Request<csi_v1::NodeGetInfoRequest>,
     ) -> Result<Response<csi_v1::NodeGetInfoResponse>, Status> {
         Ok(Response::new(csi_v1::NodeGetInfoResponse { node_id: self.node.clone() }))
+    }
+}
+
+/// The kubelet gives a call up after two minutes and asks again. What was begun goes on meanwhile, or a large
+/// checkpoint would be restored from its first byte for ever.
+async fn finished(
+    call: impl Future<Output = Result<(), VolumeError>> + Send + 'static,
+) -> Result<(), Status> {
+    match tokio::spawn(call).await {
+        Ok(outcome) => outcome.map_err(|error| status(&error)),
+        Err(cause) => Err(Status::internal(cause.to_string())),
     }
 }
 

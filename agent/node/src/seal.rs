@@ -5,14 +5,14 @@
 //! what is uploaded is what was hashed.
 
 use crate::spool::{Spool, gone};
-use rackwright_wire::manifest::{CHUNK_BYTES, File, is_plain_relative_path};
+use rackwright_wire::manifest::{CHUNK_BYTES, File, MANIFEST_BYTES, is_plain_relative_path};
 use rackwright_wire::sealed::SealedSet;
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
-/// Most files in one set: its manifest stays below 4 MiB.
+/// Most files in one set.
 const MAX_FILES: usize = 10_000;
 /// Deepest folder in one set.
 const MAX_DEPTH: usize = 16;
@@ -76,7 +76,13 @@ fn gather(set: &SealedSet, folder: &Path, staging: &Path, writers: Writers) -> R
         };
         files.push(take(file, path, staging, writers).map_err(named)?);
     }
-    Ok(SealedSet { files, ..set.clone() })
+    let sealed = SealedSet { files, ..set.clone() };
+    let text = serde_json::to_vec(&sealed).map_err(|cause| failed(cause.into()))?;
+    if text.len() > MANIFEST_BYTES {
+        let why = format!("a list of files longer than {} MiB", MANIFEST_BYTES >> 20);
+        return Ok(SealedSet { refused: Some(why), ..set.clone() });
+    }
+    Ok(sealed)
 }
 
 fn beneath() -> ResolveFlags {

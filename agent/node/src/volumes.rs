@@ -10,9 +10,11 @@ use crate::seal::{SealError, Writers};
 use crate::spool::{Spool, gone};
 use crate::work::WorkFolder;
 use rackwright_wire::volume::{SEAL_MARKER, VolumeRequest, pins_folder, version_folder};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -113,7 +115,8 @@ impl Volumes {
         }
     }
 
-    /// Mounts what `context` asks for at `target`. Repeating a call changes nothing.
+    /// Mounts what `context` asks for at `target`. Repeating a call changes nothing. It must not be dropped
+    /// midway: a restore would begin anew.
     ///
     /// # Errors
     /// [`VolumeError`]; nothing is mounted then.
@@ -133,14 +136,20 @@ impl Volumes {
         }
         let record = Record { version: RECORD_VERSION, target: target.to_owned(), request: request.clone() };
         self.write_record(volume, &record)?;
-        let (source, read_only) = match &request {
-            VolumeRequest::Dataset { dataset, version } => (self.pin(volume, dataset, version)?, true),
-            VolumeRequest::Work { .. } => (self.work_folder(&request).await?, false),
-        };
-        bind(&source, target, read_only)
+        match &request {
+            VolumeRequest::Dataset { dataset, version } => {
+                bind(&self.pin(volume, dataset, version)?, target, true)
+            }
+            VolumeRequest::Work { .. } => {
+                let folder = self.work_folder(&request).await?;
+                let failed = |cause| VolumeError::File { path: folder.clone(), cause };
+                bind(&open_folder(&self.data_dir, &folder).map_err(failed)?, target, false)
+            }
+        }
     }
 
-    /// Unmounts, seals what a work volume holds, and forgets the volume. Repeating a call changes nothing.
+    /// Unmounts, seals what a work volume holds, and forgets the volume. Repeating a call changes nothing. It must
+    /// not be dropped midway: the sealing goes on, and nobody would hold the volume's lock.
     ///
     /// # Errors
     /// [`VolumeError`]; the kubelet asks again.
@@ -173,8 +182,15 @@ impl Volumes {
                 let Some(folder) = WorkFolder::of(&self.data_dir, &record.request) else {
                     continue;
                 };
+                let marker = folder.path().join(SEAL_MARKER);
+                if !marker.exists() {
+                    continue;
+                }
+                // Whoever publishes or unpublishes seals too, or is done with the volume soon.
+                let Ok(lock) = self.lock(&volume).await else { continue };
+                let Ok(_one_at_a_time) = lock.try_lock() else { continue };
                 // The marker goes first: what a job adds while we seal gets a marker of its own.
-                if std::fs::remove_file(folder.path().join(SEAL_MARKER)).is_err() {
+                if std::fs::remove_file(marker).is_err() {
                     continue;
                 }
                 if let Err(error) = self.seal(folder, Writers::Running).await {
@@ -204,7 +220,9 @@ impl Volumes {
         if tokio::time::timeout(UPLOAD_WAIT, self.spool.upload_once(&self.results)).await.is_err() {
             tracing::warn!("the results server is slow or away: sealed sets follow later");
         }
-        folder.remove().map_err(|cause| VolumeError::File { path: folder.path().to_owned(), cause })
+        let (path, removing) = (folder.path().to_owned(), move || folder.remove());
+        let removed = tokio::task::spawn_blocking(removing).await.unwrap_or_else(|cause| Err(cause.into()));
+        removed.map_err(|cause| VolumeError::File { path, cause })
     }
 
     async fn work_folder(&self, request: &VolumeRequest) -> Result<PathBuf, VolumeError> {
@@ -220,7 +238,7 @@ impl Volumes {
     }
 
     /// Writes the pin, then looks: a version that is evicted in between is simply not here.
-    fn pin(&self, volume: &str, dataset: &str, version: &str) -> Result<PathBuf, VolumeError> {
+    fn pin(&self, volume: &str, dataset: &str, version: &str) -> Result<OwnedFd, VolumeError> {
         for name in [dataset, version] {
             plain(name)?;
         }
@@ -231,11 +249,10 @@ impl Volumes {
         }
         std::fs::File::create(&pin).and_then(|file| file.sync_all()).map_err(failed)?;
         let source = version_folder(&self.data_dir, dataset, version);
-        if source.is_dir() {
-            return Ok(source);
-        }
-        remove(&pin)?;
-        Err(VolumeError::NotHere { dataset: dataset.to_owned(), version: version.to_owned() })
+        open_folder(&self.data_dir, &source).or_else(|_absent| {
+            remove(&pin)?;
+            Err(VolumeError::NotHere { dataset: dataset.to_owned(), version: version.to_owned() })
+        })
     }
 
     fn record_path(&self, volume: &str) -> PathBuf {
@@ -294,9 +311,20 @@ fn plain(name: &str) -> Result<(), VolumeError> {
     if fits { Ok(()) } else { Err(VolumeError::BadRequest { detail: format!("{name:?} is no plain name") }) }
 }
 
-fn bind(source: &Path, target: &Path, read_only: bool) -> Result<(), VolumeError> {
+/// A folder that really lies in the data folder: the user of the data unit, who owns parts of that, may have made a
+/// link to somewhere else of it.
+fn open_folder(data_dir: &Path, folder: &Path) -> std::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(data_dir, flags, Mode::empty())?;
+    let below = folder.strip_prefix(data_dir).map_err(std::io::Error::other)?;
+    let inside = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    Ok(rustix::fs::openat2(root, below, flags, Mode::empty(), inside)?)
+}
+
+fn bind(source: &OwnedFd, target: &Path, read_only: bool) -> Result<(), VolumeError> {
     let failed = |cause: std::io::Error| VolumeError::Mount { target: target.to_owned(), cause };
     std::fs::create_dir_all(target).map_err(failed)?;
+    let source = format!("/proc/self/fd/{}", source.as_raw_fd());
     rustix::mount::mount_bind(source, target).map_err(|cause| failed(cause.into()))?;
     // A bind mount takes its flags only in a second step; if that fails the first must not stay.
     let mut flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
@@ -362,9 +390,13 @@ mod tests {
         assert!(matches!(volumes.pin("v1", "packages", &digest), Err(VolumeError::NotHere { .. })));
         let pin = folder.path().join("pins/packages").join(&digest).join("v1");
         assert!(!pin.exists(), "no pin stays of what is not here");
-        std::fs::create_dir_all(folder.path().join("versions/packages").join(&digest)).unwrap();
+        let versions = folder.path().join("versions/packages");
+        std::fs::create_dir_all(versions.join(&digest)).unwrap();
         volumes.pin("v1", "packages", &digest).unwrap();
         assert!(pin.exists());
+        let elsewhere = "cd".repeat(32);
+        std::os::unix::fs::symlink("/etc", versions.join(&elsewhere)).unwrap();
+        assert!(matches!(volumes.pin("v1", "packages", &elsewhere), Err(VolumeError::NotHere { .. })));
     }
 
     #[tokio::test]

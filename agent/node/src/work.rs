@@ -7,7 +7,10 @@ use crate::seal::{self, SealError, Writers};
 use crate::spool::{Spool, gone};
 use rackwright_wire::sealed::{SEALED_VERSION, SealedSet, SetKind};
 use rackwright_wire::volume::VolumeRequest;
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
+use std::ffi::CString;
 use std::fs::Permissions;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -78,7 +81,7 @@ impl WorkFolder {
     /// # Errors
     /// When something in it cannot be removed.
     pub fn remove(&self) -> std::io::Result<()> {
-        gone(std::fs::remove_dir_all(&self.path))?;
+        gone(remove_tree(&self.path))?;
         for folder in self.path.ancestors().skip(1).take(3) {
             if std::fs::remove_dir(folder).is_err() {
                 break; // another attempt or job still lives here
@@ -142,6 +145,58 @@ impl WorkFolder {
     }
 }
 
+/// Removes a folder that nobody writes to any more, however deep a job has made it: folders below its own are moved
+/// up to its top, so that two are open at a time.
+fn remove_tree(path: &Path) -> std::io::Result<()> {
+    let top = rustix::fs::open(path, FOLDER, Mode::empty())?;
+    let mut moved = 0_u64;
+    loop {
+        let mut is_empty = true;
+        for name in names(&top)? {
+            is_empty = false;
+            if !is_removed(&top, &name)? {
+                let folder = rustix::fs::openat(&top, &name, FOLDER, Mode::empty())?;
+                for inner in names(&folder)? {
+                    if !is_removed(&folder, &inner)? {
+                        move_up(&folder, &inner, &top, &mut moved)?;
+                    }
+                }
+                rustix::fs::unlinkat(&top, &name, AtFlags::REMOVEDIR)?;
+            }
+        }
+        if is_empty {
+            return std::fs::remove_dir(path);
+        }
+    }
+}
+
+const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+fn names(folder: &OwnedFd) -> std::io::Result<Vec<CString>> {
+    let entries = rustix::fs::Dir::read_from(folder)?;
+    let names = entries.map(|entry| Ok(entry?.file_name().to_owned()));
+    names.filter(|name| !matches!(name, Ok(name) if matches!(name.to_bytes(), b"." | b".."))).collect()
+}
+
+/// Removes what is no folder.
+fn is_removed(folder: &OwnedFd, name: &CString) -> std::io::Result<bool> {
+    match rustix::fs::unlinkat(folder, name, AtFlags::empty()) {
+        Err(rustix::io::Errno::ISDIR) => Ok(false),
+        done => gone(done.map_err(Into::into)).map(|()| true),
+    }
+}
+
+/// Moves a folder up under a name that the job has not used.
+fn move_up(folder: &OwnedFd, name: &CString, top: &OwnedFd, moved: &mut u64) -> std::io::Result<()> {
+    loop {
+        *moved += 1;
+        match rustix::fs::renameat_with(folder, name, top, format!("{moved}.gone"), RenameFlags::NOREPLACE) {
+            Err(rustix::io::Errno::EXIST) => {}
+            done => return Ok(done?),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,5 +243,25 @@ mod tests {
         assert_eq!(spool.waiting().len(), 2);
         folder.remove().unwrap();
         assert!(!dir.path().join("work/vision").exists());
+    }
+
+    #[test]
+    fn a_folder_of_any_depth_goes_with_few_open_files_and_links_are_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let outside = dir.path().join("outside");
+        std::fs::create_dir(&outside).unwrap();
+        std::fs::write(outside.join("kept"), "").unwrap();
+        let top = dir.path().join("top");
+        std::fs::create_dir_all(top.join("1.gone/kept")).unwrap();
+        std::os::unix::fs::symlink(&outside, top.join("link")).unwrap();
+        let mut below = rustix::fs::open(&top, FOLDER, Mode::empty()).unwrap();
+        // More levels than a process may have open files, and than a stack of recursion holds.
+        for _level in 0..20_000 {
+            rustix::fs::mkdirat(&below, "d", Mode::RWXU).unwrap();
+            below = rustix::fs::openat(&below, "d", FOLDER, Mode::empty()).unwrap();
+        }
+        drop(below);
+        remove_tree(&top).unwrap();
+        assert!(!top.exists() && outside.join("kept").exists());
     }
 }

@@ -26,6 +26,8 @@ pub(crate) struct UnitState {
     pub(crate) sub: String,
     /// `FragmentPath`: its unit file.
     pub(crate) fragment: String,
+    /// `NeedDaemonReload`: its files are newer than what systemd knows.
+    pub(crate) is_outdated: bool,
 }
 
 /// Known states and pending reloads.
@@ -113,7 +115,8 @@ pub fn log_tail(unit: &str) -> String {
 }
 
 fn show(names: &[&str]) -> Result<Vec<UnitState>, StepError> {
-    let mut args = vec!["show", "--property=LoadState,ActiveState,SubState,FragmentPath", "--"];
+    let mut args =
+        vec!["show", "--property=LoadState,ActiveState,SubState,FragmentPath,NeedDaemonReload", "--"];
     args.extend(names);
     let done = exec::run("systemctl", &args, QUERY_LIMIT)?;
     if !done.success() {
@@ -138,6 +141,7 @@ fn parse_one(block: &str) -> UnitState {
         active: field("ActiveState"),
         sub: field("SubState"),
         fragment: field("FragmentPath"),
+        is_outdated: field("NeedDaemonReload") == "yes",
     }
 }
 
@@ -147,11 +151,12 @@ mod tests {
 
     #[test]
     fn units_come_back_in_the_order_of_the_question() {
-        let output = "LoadState=loaded\nActiveState=active\nSubState=running\nFragmentPath=/lib/x\n\n\
+        let output = "LoadState=loaded\nActiveState=active\nSubState=running\nFragmentPath=/lib/x\nNeedDaemonReload=yes\n\n\
                       LoadState=not-found\nActiveState=inactive\nSubState=dead\nFragmentPath=\n";
         let states = parse(output);
         assert_eq!(states.len(), 2);
         assert_eq!(states[0].sub, "running");
+        assert!(states[0].is_outdated && !states[1].is_outdated);
         assert_eq!(states[1].load, "not-found");
     }
 }

@@ -15,6 +15,8 @@ pub const MANIFEST_VERSION: u32 = 1;
 pub const SIGNED_VERSION: u32 = 1;
 /// Chunk size in bytes: 16 MiB, an aligned BLAKE3 subtree (anchors: chunk <= 1 % of a large file).
 pub const CHUNK_BYTES: u64 = 16 * 1024 * 1024;
+/// Most bytes of a manifest of any kind in JSON: ten thousand files with long names, or chunk hashes of 10 TiB.
+pub const MANIFEST_BYTES: usize = 64 * 1024 * 1024;
 
 /// One version of one dataset.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -86,10 +86,11 @@ macro_rules! unit {
             }
         }
 
+        /// A sum stays at [`Self::MAX`]: what is written must pass the door when it is read.
         impl Add for $name {
             type Output = Self;
             fn add(self, other: Self) -> Self {
-                Self(self.0.saturating_add(other.0))
+                Self(self.0.saturating_add(other.0).min(Self::MAX.0))
             }
         }
 
@@ -473,6 +474,13 @@ mod tests {
         assert_eq!(Bytes((3 << 30) + (300 << 20)).to_string(), "3.2 GiB");
         assert_eq!(Bytes(1023).to_string(), "1023 B");
         assert_eq!(Bytes(1 << 30).to_string(), "1 GiB");
+    }
+
+    #[test]
+    fn a_sum_is_never_more_than_what_can_be_read_back() {
+        assert_eq!(Bytes::MAX + Bytes::MAX, Bytes::MAX);
+        let sum: MilliCpu = [MilliCpu::MAX, MilliCpu(1)].into_iter().sum();
+        assert_eq!(sum.canonical().parse::<MilliCpu>().unwrap(), MilliCpu::MAX);
     }
 
     #[test]

@@ -25,7 +25,8 @@ fn main() -> Answer<()> {
     let mut arguments = std::env::args().skip(1);
     let mut number = |default: u64| arguments.next().map_or(Ok(default), |text| text.parse::<u64>());
     let (nodes, jobs, shapes) = (number(100)?, number(10_000)?, number(50)?.max(1));
-    let mut sched = Sched::new(Config::default());
+    // The first decision places all that fits, however much it is.
+    let mut sched = Sched::new(Config { max_reserved: usize::MAX, ..Config::default() });
     for index in 0..nodes {
         sched.apply(&Event::new(1, What::NodeSeen { node: Box::new(node(index)?) }));
     }

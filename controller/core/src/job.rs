@@ -15,7 +15,7 @@ mod once;
 pub mod spec;
 
 pub use action::{Action, StopReason};
-pub use check::{Finding, Limits};
+pub use check::{DEADLINE_HINT, Finding, Limits};
 pub use event::{Capacity, EVENT_VERSION, Event, ForeignPod, HeldDataset, NodeFacts, PodPhase, Taint, What};
 pub use spec::{Array, Checkpointing, Class, DatasetRef, Gang, JobSpec, Resources, VersionWanted};
 

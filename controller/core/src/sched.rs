@@ -3,7 +3,9 @@
 //!
 //! - [`Sched::apply`] is the only thing that changes state. [`Sched::decide`] applies what it decides
 //!   as [`Decided`](crate::job::What::Decided) events, so replaying the log gives the same state
-//!   (law 16), whatever the policy of the build that replays it.
+//!   (law 16), wherever pods were placed and whatever fits now. How a bad end is answered is not logged:
+//!   [`Config::lost_limit`], the backoff and [`Config::remembered_outcomes`] are read again, so a log is
+//!   replayed with the values that it was written with.
 //! - [`Sched::explain`] asks the same predicates ([`fit`]) as `decide` (law 10).
 //! - What can be derived from the state lives in [`index`], can be rebuilt from scratch, and
 //!   [`Sched::sanity_check`] compares.

@@ -11,7 +11,7 @@ use rackwright_wire::format;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 /// The record's format.
@@ -224,13 +224,24 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Opens a record to append to it.
+    /// Opens a record to append to it. The half line of a write that was cut off goes: the next one would be
+    /// glued to it.
     ///
     /// # Errors
     /// [`LabError::File`].
     pub fn open(path: &Path) -> Result<Self, LabError> {
-        let file =
-            OpenOptions::new().create(true).append(true).open(path).map_err(file_error("open", path))?;
+        let mut file = OpenOptions::new()
+            .create(true)
+            .read(true)
+            .append(true)
+            .open(path)
+            .map_err(file_error("open", path))?;
+        let mut text = Vec::new();
+        file.read_to_end(&mut text).map_err(file_error("read", path))?;
+        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        if whole < text.len() {
+            file.set_len(whole as u64).map_err(file_error("cut", path))?;
+        }
         Ok(Self { path: path.to_owned(), file })
     }
 
@@ -330,6 +341,17 @@ mod tests {
         Bridge { name: "rw-dev" }
         Folder { path: "/run/x" }
         "#);
+    }
+
+    #[test]
+    fn what_is_written_after_a_torn_line_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("record.jsonl");
+        let all = text(&entries());
+        std::fs::write(&path, format!("{all}{{\"making\":{{\"thi")).unwrap();
+        Journal::open(&path).unwrap().write(&Entry::Complete).unwrap();
+        let expected = replay(&(all + &text(&[Entry::Complete]))).unwrap();
+        assert!(read(&path).unwrap() == Some(expected));
     }
 
     #[test]

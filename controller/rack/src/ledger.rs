@@ -98,11 +98,7 @@ pub struct HostLedger {
 impl HostLedger {
     /// Reads the ledger; a missing file is an empty one.
     pub fn open(state: &StateDir) -> Result<Self, LedgerError> {
-        let file = match state.read(FILE)? {
-            Some(text) => parse_file(&text)?,
-            None => File { version: LEDGER_VERSION, ..File::default() },
-        };
-        Ok(Self { state: state.clone(), hosts: file.hosts })
+        Ok(Self { state: state.clone(), hosts: read(state)? })
     }
 
     /// The pinned key of a server.
@@ -141,12 +137,20 @@ impl HostLedger {
     }
 
     fn record(&mut self, server: &str, pin: Pin) -> Result<(), LedgerError> {
+        let _turn = self.state.turn()?;
+        // What another process recorded meanwhile must not be forgotten: any key would do then.
+        self.hosts = read(&self.state)?;
         self.hosts.insert(server.to_owned(), pin);
         let file = File { version: LEDGER_VERSION, hosts: self.hosts.clone() };
         // Strings and integers only: TOML can always hold them.
         let text = toml::to_string(&file).unwrap_or_default();
         Ok(self.state.write(FILE, &text)?)
     }
+}
+
+fn read(state: &StateDir) -> Result<BTreeMap<String, Pin>, LedgerError> {
+    let text = state.read(FILE)?;
+    Ok(text.map(|text| parse_file(&text)).transpose()?.map(|file| file.hosts).unwrap_or_default())
 }
 
 /// The version is looked at first: tables have no order, and a newer one may hold keys that are unknown here.
@@ -199,6 +203,17 @@ mod tests {
 
     fn key() -> PublicKey {
         PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).unwrap().public_key().clone()
+    }
+
+    #[test]
+    fn a_key_that_another_process_recorded_meanwhile_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::at(folder.path()).unwrap();
+        let (mut one, mut other) = (HostLedger::open(&state).unwrap(), HostLedger::open(&state).unwrap());
+        one.accept("ml1", &key(), "now").unwrap();
+        other.accept("ml2", &key(), "now").unwrap();
+        let ledger = HostLedger::open(&state).unwrap();
+        assert!(ledger.pinned("ml1").is_some() && ledger.pinned("ml2").is_some());
     }
 
     #[test]

@@ -42,6 +42,12 @@ pub enum PkiError {
         /// File suffix that is missing.
         missing: &'static str,
     },
+    /// Key and certificate are of two authorities.
+    #[error("open the {ca} authority: pki/{ca}.key is not the key of pki/{ca}.crt")]
+    Strangers {
+        /// The authority.
+        ca: String,
+    },
     /// Key or certificate make no sense.
     #[error("{what} the {ca} authority")]
     Crypto {
@@ -114,6 +120,7 @@ pub struct Authorities {
 impl Authorities {
     /// Opens the authorities and makes those that are missing. `now_s` is in seconds since the epoch.
     pub fn open(state: &StateDir, cluster: &str, now_s: u64) -> Result<Self, PkiError> {
+        let _turn = state.turn()?;
         let mut by_name = BTreeMap::new();
         for name in AUTHORITIES {
             by_name.insert(name.to_owned(), Authority::open(state, cluster, name, now_s)?);
@@ -210,12 +217,17 @@ impl Authority {
     fn load(name: &str, key: &str, certificate: String) -> Result<Self, PkiError> {
         let crypto = |source| PkiError::Crypto { what: "open", ca: name.to_owned(), source };
         let key = KeyPair::from_pem(key).map_err(crypto)?;
+        let public = rcgen::PublicKeyData::subject_public_key_info(&key);
         let issuer = Issuer::from_ca_cert_pem(&certificate, key).map_err(crypto)?;
         let mut bytes = certificate.as_bytes();
         let Ok(Some(rustls_pemfile::Item::X509Certificate(der))) = rustls_pemfile::read_one(&mut bytes)
         else {
             return Err(crypto(rcgen::Error::CouldNotParseCertificate));
         };
+        // A certificate holds its public key as that key itself is encoded.
+        if !der.windows(public.len()).any(|part| part == public) {
+            return Err(PkiError::Strangers { ca: name.to_owned() });
+        }
         let sha256 = hex::encode(Sha256::digest(&der));
         Ok(Self { issuer, certificate, sha256 })
     }
@@ -366,6 +378,15 @@ mod tests {
     fn pem(params: &CertificateParams) -> String {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
         params.serialize_request(&key).unwrap().pem().unwrap()
+    }
+
+    #[test]
+    fn a_key_of_another_authority_is_refused() {
+        let (folder, _authorities) = authorities();
+        let pki = folder.path().join("pki");
+        std::fs::copy(pki.join("data.key"), pki.join("etcd.key")).unwrap();
+        let opened = Authorities::open(&StateDir::at(folder.path()).unwrap(), "lab", NOW);
+        assert!(matches!(opened.err(), Some(PkiError::Strangers { ca }) if ca == "etcd"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use rackwright_core::inventory::{Inventory, SecretRef};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 /// What a provider that makes servers itself says about them: the lab.
@@ -111,34 +111,42 @@ pub fn secrets(inventory: &Inventory, provider: &Provider) -> Result<BTreeMap<St
 
 fn resolve(reference: &SecretRef, may_make: bool) -> Result<String, SetupError> {
     let failed = |source| SetupError::Secret { reference: reference.to_string(), source };
-    match reference {
-        SecretRef::Env(name) => std::env::var(name).map_err(|unset| failed(io::Error::other(unset))),
-        SecretRef::File(path) => {
-            let path = home(path);
-            match fs::read_to_string(&path) {
-                Ok(text) => Ok(text.trim_end_matches('\n').to_owned()),
-                Err(gone) if gone.kind() == io::ErrorKind::NotFound && may_make => {
-                    make(&path).map_err(failed)
-                }
-                Err(cause) => Err(failed(cause)),
-            }
-        }
-    }
+    let found = match reference {
+        SecretRef::Env(name) => std::env::var(name).map_err(io::Error::other),
+        SecretRef::File(path) => read(&home(path), may_make),
+    };
+    let secret = found.map_err(failed)?;
+    // A database without a password would be open to every pod.
+    if secret.is_empty() { Err(failed(io::Error::other("it is empty"))) } else { Ok(secret) }
 }
 
-/// 128 random bits, in a file that only its owner reads.
-fn make(path: &Path) -> io::Result<String> {
+fn read(path: &Path, may_make: bool) -> io::Result<String> {
+    let text = match fs::read_to_string(path) {
+        Err(gone) if gone.kind() == io::ErrorKind::NotFound && may_make => {
+            make(path)?;
+            fs::read_to_string(path)
+        }
+        text => text,
+    };
+    Ok(text?.trim_end_matches('\n').to_owned())
+}
+
+/// 128 random bits, in a file that only its owner reads; whole from its first moment. Of two that make it at once one
+/// wins.
+fn make(path: &Path) -> io::Result<()> {
     let mut bytes = [0; 16];
     ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut bytes)
         .or(Err(io::Error::other("the operating system gave no random bytes")))?;
     let secret = hex::encode(bytes);
-    if let Some(folder) = path.parent() {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    }
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
     file.write_all(secret.as_bytes())?;
-    file.sync_all()?;
-    Ok(secret)
+    file.as_file().sync_all()?;
+    match file.persist_noclobber(path) {
+        Err(taken) if taken.error.kind() != io::ErrorKind::AlreadyExists => Err(taken.error),
+        Ok(_) | Err(_) => fs::File::open(folder)?.sync_all(),
+    }
 }
 
 fn home(path: &Path) -> PathBuf {
@@ -162,7 +170,9 @@ mod tests {
         let made = resolve(&reference, true).unwrap();
         assert_eq!(made.len(), 32);
         assert_eq!(resolve(&reference, false).unwrap(), made);
-        assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        fs::write(&path, "\n").unwrap();
+        assert!(matches!(resolve(&reference, true), Err(SetupError::Secret { .. })), "no empty password");
     }
 
     #[test]

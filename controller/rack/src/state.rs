@@ -109,7 +109,17 @@ impl StateDir {
 
     /// Makes this process the only one that changes the cluster.
     pub fn lock(&self) -> Result<StateLock, StateError> {
-        let path = self.path("lock");
+        self.flock("lock", FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// Waits until no other process reads, changes and writes back a file of this folder, and keeps it so. For moments:
+    /// also what only looks at the cluster makes authorities and learns host keys.
+    pub(crate) fn turn(&self) -> Result<StateLock, StateError> {
+        self.flock("turn", FlockOperation::LockExclusive)
+    }
+
+    fn flock(&self, name: &str, operation: FlockOperation) -> Result<StateLock, StateError> {
+        let path = self.path(name);
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -117,7 +127,7 @@ impl StateDir {
             .mode(0o600)
             .open(&path)
             .map_err(|source| StateError::Io { what: "open", path: path.clone(), source })?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        match flock(&file, operation) {
             Ok(()) => Ok(StateLock { _file: file }),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(StateError::Locked { path }),
             Err(errno) => Err(StateError::Io { what: "lock", path, source: errno.into() }),

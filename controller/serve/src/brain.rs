@@ -7,7 +7,7 @@
 use crate::cluster::Change;
 use crate::counters::Counters;
 use crate::data_source::Checkpoint;
-use crate::hands::{Done, Hands, Task};
+use crate::hands::{Done, Hands, Taken, Task};
 use crate::health::Health;
 use crate::history;
 use crate::pod;
@@ -20,7 +20,7 @@ use rackwright_core::job::{Action, Event, JobRecord, Outcome, What};
 use rackwright_core::sched::Sched;
 use rackwright_store::{AuditRow, Batch, JobUpdate, Seq, SqliteStore, Store as _, StoreError};
 use rackwright_wire::id::{JobId, Owner, PodKey};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{RwLock, mpsc, oneshot};
@@ -87,6 +87,10 @@ pub(crate) struct Brain {
     pub(crate) unlisted: bool,
     /// The last list succeeded.
     pub(crate) seen: bool,
+    /// Pods about which the workers had no room for more.
+    pub(crate) refused: HashSet<PodKey>,
+    /// Events in the log since its last snapshot.
+    pub(crate) since_snapshot: usize,
 }
 
 /// What one round collected.
@@ -98,10 +102,23 @@ struct Round {
     tasks: Vec<Task>,
 }
 
+/// Held while the loop runs: however it ends, others hear of it, and nothing else goes on without it.
+struct Running {
+    health: Arc<Health>,
+    stop: CancellationToken,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.health.stopped();
+        self.stop.cancel();
+    }
+}
+
 impl Brain {
-    /// Runs until stopped, or until the store is gone for good.
+    /// Runs until stopped, or until the store is gone for good; then `stop` is cancelled from here.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
-        let mut since_snapshot = 0;
+        let _running = Running { health: Arc::clone(&self.health), stop: stop.clone() };
         let mut pass = tokio::time::interval(self.full_pass);
         pass.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut look = tokio::time::interval(LOOK_EVERY);
@@ -118,19 +135,17 @@ impl Brain {
                 () = tokio::time::sleep_until(wake) => {}
             }
             self.drain(&mut round);
-            since_snapshot += round.batch.events.len();
             if !self.finish(round, &stop).await {
                 break;
             }
+            self.ask_again();
             if std::mem::take(&mut self.unlisted) {
                 pass.reset_after(RELIST.min(self.full_pass));
             }
-            if since_snapshot >= SNAPSHOT_EVERY {
-                since_snapshot = 0;
+            if self.since_snapshot >= SNAPSHOT_EVERY {
                 self.snapshot(&stop).await;
             }
         }
-        self.health.stopped();
     }
 
     /// Decides, makes all of it durable, and only then lets it out; false when the store is gone.
@@ -138,6 +153,7 @@ impl Brain {
         self.decide(&mut round);
         let durable = self.persist(&round.batch, stop).await;
         if durable {
+            self.since_snapshot += round.batch.events.len();
             self.act(round);
         }
         durable
@@ -177,6 +193,7 @@ impl Brain {
         match input {
             Input::Accepted(job, seq) => {
                 self.last = self.last.max(seq);
+                self.since_snapshot += 1;
                 // Its event is in the log already: the store wrote it with the job's row.
                 let event = Event::new(job.submitted_at_ms, What::Submitted { job });
                 self.sched.apply(&event);
@@ -224,7 +241,11 @@ impl Brain {
                     self.learn(what, round);
                 }
             }
-            Done::Found(found, key) => self.checkpoint(found, key, round),
+            Done::Found(all) => {
+                for (found, key) in all {
+                    self.checkpoint(found, key, round);
+                }
+            }
             Done::Listed(snapshot) => {
                 self.health.synced(now_ms());
                 if !std::mem::replace(&mut self.seen, true) {
@@ -244,6 +265,7 @@ impl Brain {
                 }
             }
             Done::Unlisted => {
+                self.world.unlisted();
                 self.unlisted = true;
                 self.seen = false;
                 self.sched.sight(None);
@@ -274,8 +296,9 @@ impl Brain {
     }
 
     fn full_pass(&mut self, round: &mut Round) {
-        self.world.requested(&self.sched);
-        round.tasks.push(Task::List);
+        if self.world.request(&self.sched) {
+            round.tasks.push(Task::List);
+        }
     }
 
     fn look(&mut self, round: &mut Round) {
@@ -283,10 +306,13 @@ impl Brain {
             return;
         }
         let running = self.world.ours().filter(|pod| matches!(pod.state, PodState::Running { .. }));
-        let keys: Vec<PodKey> = running.filter_map(|pod| pod.ours).collect();
-        for pod in keys {
-            if let Some(job) = self.record(pod.job).filter(|job| job.spec.checkpoint.is_some()) {
-                round.tasks.push(Task::Look { job, pod });
+        let mut jobs: BTreeMap<JobId, Vec<PodKey>> = BTreeMap::new();
+        for pod in running.filter_map(|pod| pod.ours) {
+            jobs.entry(pod.job).or_default().push(pod);
+        }
+        for (id, pods) in jobs {
+            if let Some(job) = self.record(id).filter(|job| job.spec.checkpoint.is_some()) {
+                round.tasks.push(Task::Look { job, pods });
             }
         }
     }
@@ -379,7 +405,10 @@ impl Brain {
                     self.health.store(true);
                     return true;
                 }
-                Err(StoreError::Closed) => return false,
+                Err(StoreError::Closed) => {
+                    tracing::error!("the job store is gone; nothing goes on without it");
+                    return false;
+                }
                 Err(cause) => {
                     self.health.store(false);
                     self.counters.add("store_retries");
@@ -392,7 +421,7 @@ impl Brain {
         }
     }
 
-    fn act(&self, round: Round) {
+    fn act(&mut self, round: Round) {
         for reply in round.replies {
             let _caller_left = reply.send(());
         }
@@ -401,7 +430,35 @@ impl Brain {
             question(&self.sched, &self.world);
         }
         for task in round.tasks {
-            self.hands.take(task);
+            self.hand(task);
+        }
+    }
+
+    /// Hands a task over, and remembers what was not taken.
+    fn hand(&mut self, task: Task) {
+        let (pod, is_list) = (task.action_on(), matches!(task, Task::List));
+        let taken = self.hands.take(task);
+        if taken == Taken::NoRoom {
+            self.refused.extend(pod);
+        }
+        if is_list && taken != Taken::Queued {
+            self.world.unlisted();
+        }
+    }
+
+    /// What found no room is asked for again once there is room, not only by the next full pass: as it
+    /// stands now, for what was decided about a pod meanwhile must not be overtaken by what was before.
+    fn ask_again(&mut self) {
+        if self.refused.is_empty() || !self.seen || !self.hands.has_room() {
+            return;
+        }
+        let refused = std::mem::take(&mut self.refused);
+        for action in self.sched.outstanding() {
+            if let Some(task) = self.task(action)
+                && task.action_on().is_some_and(|pod| refused.contains(&pod))
+            {
+                self.hand(task);
+            }
         }
     }
 
@@ -418,6 +475,7 @@ impl Brain {
             }
         }
         let (at, snapshot) = (self.last, self.sched.snapshot());
+        self.since_snapshot = 0;
         drop(closed);
         let text = match tokio::task::spawn_blocking(move || serde_json::to_string(&snapshot)).await {
             Ok(Ok(text)) => text,
@@ -430,45 +488,20 @@ impl Brain {
     }
 }
 
-/// What is left of a state after a restart: the newest snapshot and the events after it.
-///
-/// # Errors
-/// The store cannot be read.
-pub(crate) async fn recover(
-    store: &SqliteStore,
-    config: rackwright_core::sched::Config,
-) -> Result<(Sched, Seq), RecoverError> {
-    let recovered = store.recover().await.map_err(RecoverError::Store)?;
-    let mut last = Seq::default();
-    let mut sched = match recovered.snapshot {
-        Some((at, text)) => {
-            last = at;
-            let snapshot = serde_json::from_str(&text).map_err(RecoverError::Snapshot)?;
-            Sched::restore(config, snapshot)
-        }
-        None => Sched::new(config),
-    };
-    for (at, event) in &recovered.events {
-        last = *at;
-        sched.apply(event);
-    }
-    sched.sight(None);
-    Ok((sched, last))
-}
-
-/// Why the state could not be rebuilt; reads after "failed to".
-#[derive(Debug, thiserror::Error)]
-pub enum RecoverError {
-    /// The store cannot be read.
-    #[error("read the event log")]
-    Store(#[source] StoreError),
-    /// The snapshot cannot be read.
-    #[error("understand the newest snapshot")]
-    Snapshot(#[source] serde_json::Error),
-}
-
 /// Milliseconds since the epoch.
 pub(crate) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loop_that_ends_by_itself_takes_the_server_with_it() {
+        let (health, stop) = (Arc::new(Health::default()), CancellationToken::new());
+        drop(Running { health: Arc::clone(&health), stop: stop.clone() });
+        assert!(health.trouble().is_some() && stop.is_cancelled());
+    }
 }

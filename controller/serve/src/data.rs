@@ -202,12 +202,32 @@ impl DataPlane {
         task: u32,
     ) -> Result<Option<SealedSet>, Error> {
         let prefix = format!("checkpoint-{job}-{task}-");
-        let filter = [("prefix", prefix.as_str()), ("team", team), ("project", project), ("job", job)];
+        Ok(self.newest_of(team, project, job, &prefix).await?.remove(&task))
+    }
+
+    /// The newest checkpoint of every task of a job, by task; newest as in [`Self::newest_checkpoint`].
+    ///
+    /// # Errors
+    /// The server that keeps sealed sets does not answer.
+    pub async fn newest_checkpoints(
+        &self,
+        team: &str,
+        project: &str,
+        job: &str,
+    ) -> Result<BTreeMap<u32, SealedSet>, Error> {
+        self.newest_of(team, project, job, &format!("checkpoint-{job}-")).await
+    }
+
+    async fn newest_of(
+        &self,
+        team: &str,
+        project: &str,
+        job: &str,
+        prefix: &str,
+    ) -> Result<BTreeMap<u32, SealedSet>, Error> {
+        let filter = [("prefix", prefix), ("team", team), ("project", project), ("job", job)];
         let sets = self.inner.agents.sets(&self.inner.sets.server, &filter).await?.sets;
-        let whole = sets
-            .into_iter()
-            .filter(|set| set.kind == SetKind::Checkpoint && set.task == task && set.refused.is_none());
-        Ok(whole.max_by_key(|set| (set.step, set.attempt)))
+        Ok(newest_by_task(sets))
     }
 
     /// What a job left: sealed result sets and checkpoints.
@@ -222,6 +242,13 @@ impl DataPlane {
     fn state(&self) -> MutexGuard<'_, State> {
         self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Of the sets that are whole checkpoints, each task's of the highest step, and then of the latest attempt.
+fn newest_by_task(mut sets: Vec<SealedSet>) -> BTreeMap<u32, SealedSet> {
+    sets.retain(|set| set.kind == SetKind::Checkpoint && set.refused.is_none());
+    sets.sort_by_key(|set| (set.step, set.attempt));
+    sets.into_iter().map(|set| (set.task, set)).collect()
 }
 
 fn now_ms() -> u64 {

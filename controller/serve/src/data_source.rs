@@ -6,7 +6,8 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use rackwright_core::job::{CheckpointRef, DatasetPin, JobRecord};
 use rackwright_wire::id::{DatasetName, DatasetVersion, TaskIndex};
-use rackwright_wire::sealed::SetList;
+use rackwright_wire::sealed::{SealedSet, SetList};
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 /// Answers about dataset versions and checkpoints.
@@ -16,6 +17,8 @@ pub(crate) trait DataSource: Debug + Send + Sync + 'static {
     /// The newest checkpoint of a task that is stored off its node; `None` when there is none, or when
     /// that cannot be told now.
     fn checkpoint<'a>(&'a self, job: &'a JobRecord, task: TaskIndex) -> BoxFuture<'a, Option<Checkpoint>>;
+    /// The newest checkpoint of each task of a job, as far as that can be told now.
+    fn checkpoints<'a>(&'a self, job: &'a JobRecord) -> BoxFuture<'a, BTreeMap<TaskIndex, Checkpoint>>;
     /// What a job left, results and checkpoints; an error while the server that keeps them does not answer.
     fn sets<'a>(&'a self, job: &'a JobRecord) -> BoxFuture<'a, Result<SetList, data::Error>>;
 }
@@ -27,6 +30,13 @@ pub(crate) struct Checkpoint {
     pub(crate) attempt: u32,
     /// What a pod resumes from.
     pub(crate) set: CheckpointRef,
+}
+
+impl Checkpoint {
+    fn of(sealed: &SealedSet) -> Self {
+        let task = TaskIndex(sealed.task);
+        Self { attempt: sealed.attempt, set: CheckpointRef { task, step: sealed.step, set: sealed.id() } }
+    }
 }
 
 /// The data plane as a source.
@@ -49,13 +59,26 @@ impl DataSource for Plane {
         async move {
             let (team, project, id) = (job.team.as_str(), job.spec.project.as_str(), job.id.to_string());
             match self.0.newest_checkpoint(team, project, &id, task.0).await {
-                Ok(found) => found.map(|sealed| Checkpoint {
-                    attempt: sealed.attempt,
-                    set: CheckpointRef { task, step: sealed.step, set: sealed.id() },
-                }),
+                Ok(found) => found.as_ref().map(Checkpoint::of),
                 Err(cause) => {
                     tracing::warn!(job = %job.id, error = %Chain(&cause), "cannot tell the newest checkpoint");
                     None
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn checkpoints<'a>(&'a self, job: &'a JobRecord) -> BoxFuture<'a, BTreeMap<TaskIndex, Checkpoint>> {
+        async move {
+            let (team, project, id) = (job.team.as_str(), job.spec.project.as_str(), job.id.to_string());
+            match self.0.newest_checkpoints(team, project, &id).await {
+                Ok(found) => {
+                    found.iter().map(|(task, sealed)| (TaskIndex(*task), Checkpoint::of(sealed))).collect()
+                }
+                Err(cause) => {
+                    tracing::warn!(job = %job.id, error = %Chain(&cause), "cannot tell the newest checkpoints");
+                    BTreeMap::new()
                 }
             }
         }

@@ -31,6 +31,9 @@ struct State {
     away: bool,
     lose_replies: u32,
     silent_logs: u32,
+    lists: u32,
+    hold_lists: bool,
+    held_lists: u32,
 }
 
 impl FakeCluster {
@@ -73,6 +76,17 @@ impl FakeCluster {
     /// The next readings of a log are never answered.
     pub(crate) fn silence_logs(&self, count: u32) {
         self.0.lock().unwrap().silent_logs = count;
+    }
+
+    /// While lists are held, what is there is read at once and answered only afterwards.
+    pub(crate) fn hold_lists(&self, hold: bool) {
+        self.0.lock().unwrap().hold_lists = hold;
+    }
+
+    /// Lists that were read, and how many of them were held.
+    pub(crate) fn lists(&self) -> (u32, u32) {
+        let state = self.0.lock().unwrap();
+        (state.lists, state.held_lists)
     }
 
     /// Names of the pods that are there.
@@ -182,6 +196,16 @@ impl State {
         node.and_then(seen::node).is_some_and(|node| node.ready)
     }
 
+    fn list(&mut self) -> (bool, Snapshot) {
+        self.lists += 1;
+        self.held_lists += u32::from(self.hold_lists);
+        let snapshot = Snapshot {
+            nodes: self.nodes.values().filter_map(seen::node).collect(),
+            pods: self.pods.values().map(seen::pod).collect(),
+        };
+        (self.hold_lists, snapshot)
+    }
+
     fn status(&mut self, name: &str, status: serde_json::Value) {
         let pod = self.pods.get_mut(name).unwrap();
         pod.status = serde_json::from_value(status).unwrap();
@@ -264,11 +288,11 @@ impl Cluster for FakeCluster {
     fn snapshot(&self) -> BoxFuture<'_, Result<Snapshot, ClusterError>> {
         async move {
             self.away("list")?;
-            let state = self.0.lock().unwrap();
-            Ok(Snapshot {
-                nodes: state.nodes.values().filter_map(seen::node).collect(),
-                pods: state.pods.values().map(seen::pod).collect(),
-            })
+            let (held, snapshot) = self.0.lock().unwrap().list();
+            while held && self.0.lock().unwrap().hold_lists {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            Ok(snapshot)
         }
         .boxed()
     }

@@ -20,8 +20,10 @@ use tokio_util::task::TaskTracker;
 
 /// Actions carried out at once; the apiserver's own limit for one client is far above.
 const WORKERS: usize = 16;
-/// Actions that wait for a worker; more are dropped and asked for again by the periodic pass.
+/// Actions that wait for a worker; more are refused, and asked for again once half of this is free.
 const WAITING: usize = 4096;
+/// Looks for checkpoints at once: each has the server that keeps sealed sets read a job's checkpoints.
+const LOOKERS: usize = 4;
 /// Pauses between tries while the apiserver is away.
 const PAUSES: [Duration; 5] = [
     Duration::from_millis(100),
@@ -53,8 +55,8 @@ pub(crate) enum Task {
     Prune { namespace: String, pod: PodKey, uid: PodUid, away: Option<NodeName> },
     /// Wait for the last checkpoint of a pod that has ended.
     Settle { job: Arc<JobRecord>, seen: Box<PodSeen> },
-    /// Look for new checkpoints of a running task.
-    Look { job: Arc<JobRecord>, pod: PodKey },
+    /// Look for new checkpoints of a job's running tasks.
+    Look { job: Arc<JobRecord>, pods: Vec<PodKey> },
     /// List everything.
     List,
 }
@@ -68,8 +70,8 @@ pub(crate) enum Done {
     Tail { pod: PodKey, log_tail: String },
     /// A pod has ended and its last checkpoint is known.
     Settled { seen: Box<PodSeen>, checkpoint: Option<Checkpoint> },
-    /// The newest checkpoint of a running task.
-    Found(Checkpoint, PodKey),
+    /// The newest checkpoints of running tasks.
+    Found(Vec<(Checkpoint, PodKey)>),
     /// Everything that is there.
     Listed(Box<crate::cluster::Snapshot>),
     /// The cluster could not be listed.
@@ -78,10 +80,23 @@ pub(crate) enum Done {
     Nothing,
 }
 
-/// The bounded queue into the workers.
+/// What became of a task that was handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// It waits for a worker.
+    Queued,
+    /// The same work is under way.
+    UnderWay,
+    /// Too much waits.
+    NoRoom,
+}
+
+/// The bounded queues into the workers: what only waits, or only looks, takes no action's place.
 #[derive(Debug, Clone)]
 pub(crate) struct Hands {
-    queue: mpsc::Sender<Task>,
+    actions: mpsc::Sender<Task>,
+    looks: mpsc::Sender<Task>,
+    waits: mpsc::Sender<Task>,
     busy: Arc<Mutex<HashSet<String>>>,
     counters: Arc<Counters>,
 }
@@ -104,11 +119,10 @@ impl Hands {
     /// Starts the workers; what they did goes to `done`.
     pub(crate) fn start(
         tools: Tools,
-        done: mpsc::Sender<Done>,
-        stop: CancellationToken,
+        done: &mpsc::Sender<Done>,
+        stop: &CancellationToken,
         tasks: &TaskTracker,
     ) -> Self {
-        let (queue, waiting) = mpsc::channel(WAITING);
         let busy = Arc::new(Mutex::new(HashSet::new()));
         let counters = Arc::clone(&tools.counters);
         let shared = Arc::new(Shared {
@@ -117,20 +131,38 @@ impl Hands {
             namespaces: Mutex::default(),
             vain: Mutex::default(),
         });
-        tasks.spawn(dispatch(shared, waiting, done, stop));
-        Self { queue, busy, counters }
+        let queue = |workers: usize| {
+            let (queue, waiting) = mpsc::channel(WAITING);
+            tasks.spawn(dispatch(Arc::clone(&shared), waiting, workers, done.clone(), stop.clone()));
+            queue
+        };
+        Self { actions: queue(WORKERS), looks: queue(LOOKERS), waits: queue(WAITING), busy, counters }
     }
 
     /// Queues a task, unless the same one is under way.
-    pub(crate) fn take(&self, task: Task) {
+    pub(crate) fn take(&self, task: Task) -> Taken {
         let name = task.name();
         if !lock(&self.busy).insert(name.clone()) {
-            return;
+            return Taken::UnderWay;
         }
-        if self.queue.try_send(task).is_err() {
+        let queue = match &task {
+            Task::Create { .. } | Task::Stop { .. } | Task::Archive { .. } | Task::Prune { .. } => {
+                &self.actions
+            }
+            Task::Look { .. } => &self.looks,
+            Task::Settle { .. } | Task::List => &self.waits,
+        };
+        if queue.try_send(task).is_err() {
             self.counters.add("actions_dropped");
             lock(&self.busy).remove(&name);
+            return Taken::NoRoom;
         }
+        Taken::Queued
+    }
+
+    /// Whether many more actions may be queued.
+    pub(crate) fn has_room(&self) -> bool {
+        self.actions.capacity() >= WAITING / 2
     }
 }
 
@@ -145,13 +177,14 @@ struct Shared {
 async fn dispatch(
     shared: Arc<Shared>,
     mut waiting: mpsc::Receiver<Task>,
+    workers: usize,
     done: mpsc::Sender<Done>,
     stop: CancellationToken,
 ) {
-    let room = Arc::new(Semaphore::new(WORKERS));
+    let room = Arc::new(Semaphore::new(workers));
     let tasks = TaskTracker::new();
     while let Some(Some(task)) = stop.run_until_cancelled(waiting.recv()).await {
-        let permit = if task.only_waits() { None } else { Arc::clone(&room).acquire_owned().await.ok() };
+        let permit = Arc::clone(&room).acquire_owned().await.ok();
         let (shared, done, stop) = (Arc::clone(&shared), done.clone(), stop.clone());
         tasks.spawn(async move {
             let name = task.name();
@@ -175,15 +208,19 @@ impl Shared {
             Task::Stop { namespace, pod, uid } => self.stop(&namespace, pod, uid).await,
             Task::Archive { namespace, pod, readable } => {
                 let log_tail = if readable { self.tail(&namespace, pod).await } else { Some(String::new()) };
+                if log_tail.is_some() {
+                    lock(&self.vain).remove(&pod);
+                }
                 log_tail.map_or(Done::Nothing, |log_tail| Done::Tail { pod, log_tail })
             }
             Task::Prune { namespace, pod, uid, away } => self.prune(&namespace, pod, uid, away).await,
             Task::Settle { job, seen } => self.settle(&job, seen).await,
-            Task::Look { job, pod } => match &self.tools.data {
-                Some(data) => data
-                    .checkpoint(&job, pod.task)
-                    .await
-                    .map_or(Done::Nothing, |found| Done::Found(found, pod)),
+            Task::Look { job, pods } => match &self.tools.data {
+                Some(data) => {
+                    let newest = data.checkpoints(&job).await;
+                    let of = |pod: PodKey| newest.get(&pod.task).map(|found| (found.clone(), pod));
+                    Done::Found(pods.into_iter().filter_map(of).collect())
+                }
                 None => Done::Nothing,
             },
             Task::List => match self.tools.cluster.snapshot().await {
@@ -333,7 +370,6 @@ impl Shared {
                 String::new()
             }
         };
-        lock(&self.vain).remove(&pod);
         Some(log)
     }
 
@@ -397,14 +433,20 @@ impl Task {
             Self::Archive { pod, .. } => format!("archive {pod}"),
             Self::Prune { pod, .. } => format!("prune {pod}"),
             Self::Settle { seen, .. } => format!("settle {}", seen.uid),
-            Self::Look { pod, .. } => format!("look {pod}"),
+            Self::Look { job, .. } => format!("look {}", job.id),
             Self::List => "list".to_owned(),
         }
     }
 
-    /// Whether it spends its time waiting, so that it needs no worker's place.
-    fn only_waits(&self) -> bool {
-        matches!(self, Self::Settle { .. } | Self::Look { .. } | Self::List)
+    /// The pod that something is to be done about; `None` for what only looks.
+    pub(crate) fn action_on(&self) -> Option<PodKey> {
+        match self {
+            Self::Create { pod, .. }
+            | Self::Stop { pod, .. }
+            | Self::Archive { pod, .. }
+            | Self::Prune { pod, .. } => Some(*pod),
+            Self::Settle { .. } | Self::Look { .. } | Self::List => None,
+        }
     }
 }
 

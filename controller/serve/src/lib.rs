@@ -2,7 +2,7 @@
 //!
 //! Modules in the order in which a job flows through them: what serve is told ([`config`]), who calls
 //! and what goes wrong ([`auth`], [`problem`], [`limit`]), the table of routes and its handlers
-//! ([`routes`], [`http`]), the loop that owns the scheduler ([`brain`], [`world`]), the workers that
+//! ([`routes`], [`http`]), the loop that owns the scheduler ([`recover`], [`brain`], [`world`]), the workers that
 //! carry out what it decides ([`hands`], [`pod`], [`cluster`], [`kubernetes`], [`seen`]), and what is kept
 //! ([`history`]). [`server`] puts them together.
 //!
@@ -24,6 +24,7 @@ mod limit;
 mod listener;
 mod pod;
 mod quantity;
+mod recover;
 mod routes;
 mod seen;
 mod server;
@@ -42,8 +43,8 @@ mod fake;
 #[cfg(test)]
 mod scenarios;
 
-pub use brain::RecoverError;
 pub use config::{Config, ConfigError};
 pub use first_token::FirstTokenError;
+pub use recover::RecoverError;
 pub use server::{ServeError, Server};
 pub use tls::TlsError;

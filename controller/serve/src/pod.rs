@@ -16,7 +16,9 @@ use std::collections::BTreeMap;
 const UID: u32 = 65534;
 /// Seconds between the request to stop and the kill: enough to write a last checkpoint.
 const STOP_GRACE_S: u32 = 30;
-/// The kubelet's own deadline is this much later than ours: it only counts while the controller is away.
+/// The kubelet's own deadline only counts while the controller is away. It counts from when the kubelet
+/// took the pod, before its image, data and checkpoint are there; ours from when its container started.
+/// So it is later than ours by the time that a start may take, and by this.
 const DEADLINE_SLACK_S: u64 = 60;
 
 /// What pods have in common.
@@ -26,6 +28,8 @@ pub(crate) struct PodStyle {
     pub(crate) image_pull_policy: String,
     /// Whether pods ask for the runtime's default seccomp profile.
     pub(crate) seccomp: bool,
+    /// Seconds that a start may take.
+    pub(crate) start_limit_s: u32,
 }
 
 /// A team's namespace.
@@ -45,6 +49,7 @@ pub(crate) fn render(
     style: &PodStyle,
 ) -> Result<Pod, serde_json::Error> {
     let (volumes, mounts) = volumes(job, key, resume);
+    let slack_s = u64::from(style.start_limit_s) + DEADLINE_SLACK_S;
     serde_json::from_value(json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -68,7 +73,7 @@ pub(crate) fn render(
             // The node's resolver: there may be no cluster DNS, and then the kubelet would write an event a pod.
             "dnsPolicy": "Default",
             "terminationGracePeriodSeconds": STOP_GRACE_S,
-            "activeDeadlineSeconds": job.spec.max_run_time_s.saturating_add(DEADLINE_SLACK_S),
+            "activeDeadlineSeconds": job.spec.max_run_time_s.saturating_add(slack_s),
             "tolerations": [
                 {"key": TAINT_JOBS, "operator": "Exists"},
                 {"key": "node.kubernetes.io/not-ready", "operator": "Exists"},
@@ -196,7 +201,7 @@ mod tests {
     }
 
     fn rendered(spec: &str, task: u32, attempt: u32, resume: Option<&CheckpointRef>) -> String {
-        let style = PodStyle { image_pull_policy: "Never".to_owned(), seccomp: true };
+        let style = PodStyle { image_pull_policy: "Never".to_owned(), seccomp: true, start_limit_s: 600 };
         let job = record(spec);
         let key = PodKey { job: job.id, task: TaskIndex(task), attempt: AttemptNo(attempt) };
         let pod = render(&job, key, &NodeName::new("ml1").unwrap(), resume, &style).unwrap();

@@ -129,7 +129,21 @@ pub(crate) const ROUTES: &[Route] = &[
     get("/readyz", None, None, "Whether submits are accepted."),
 ];
 
-/// The route that a method and a matched path belong to.
+/// The route that a method and a matched path belong to. HEAD is answered by what answers GET, so it is
+/// for the same people.
 pub(crate) fn find(method: &str, path: &str) -> Option<&'static Route> {
+    let method = if method == "HEAD" { "GET" } else { method };
     ROUTES.iter().find(|route| route.method == method && route.path == path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_is_for_those_who_may_get() {
+        assert_eq!(find("HEAD", "/v1/tokens").unwrap().role, OPERATOR);
+        assert_eq!(find("HEAD", "/livez").unwrap().role, None);
+        assert!(find("HEAD", "/v1/data/sync").is_none(), "what can only be posted");
+    }
 }

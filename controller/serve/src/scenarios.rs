@@ -11,6 +11,7 @@ use rackwright_core::job::{CheckpointRef, DatasetPin, JobRecord};
 use rackwright_wire::id::{DatasetName, TaskIndex};
 use rackwright_wire::sealed::{SEALED_VERSION, SealedSet, SetKind, SetList};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -38,6 +39,10 @@ impl DataSource for Checkpoints {
     }
     fn checkpoint<'a>(&'a self, _: &'a JobRecord, _: TaskIndex) -> BoxFuture<'a, Option<Checkpoint>> {
         async { self.0.lock().unwrap().clone() }.boxed()
+    }
+    fn checkpoints<'a>(&'a self, _: &'a JobRecord) -> BoxFuture<'a, BTreeMap<TaskIndex, Checkpoint>> {
+        let found = self.0.lock().unwrap().clone();
+        async move { found.into_iter().map(|found| (found.set.task, found)).collect() }.boxed()
     }
     fn sets<'a>(&'a self, job: &'a JobRecord) -> BoxFuture<'a, Result<SetList, crate::data::Error>> {
         async move {
@@ -269,6 +274,26 @@ async fn a_pod_whose_creation_was_not_answered_is_adopted() {
     rig.pod(&pod).await;
     rig.cluster.run(&pod);
     rig.job(&id, phase_is("running")).await;
+    assert_eq!(rig.cluster.creations(), [(pod, 1)].into());
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_pod_made_while_a_list_takes_longer_than_a_full_pass_is_not_taken_for_gone() {
+    let mut rig = Rig::new(FakeCluster::with_node("ml1"), None).await;
+    let has_node = async || !rig.get("/v1/nodes").await["nodes"].as_array().unwrap().is_empty();
+    rig.until("the node", has_node).await;
+    rig.cluster.hold_lists(true);
+    rig.until("a list is held", async || rig.cluster.lists().1 > 0).await;
+    let (id, pod) = rig.running(json!({})).await;
+    let (since, full_pass) = (Instant::now(), rig.config().jobs.full_pass());
+    rig.until("more full passes are due", async || since.elapsed() > full_pass * 2).await;
+    let (before, held) = rig.cluster.lists();
+    assert_eq!(held, 1, "one at a time");
+    rig.cluster.hold_lists(false);
+    rig.until("the next list", async || rig.cluster.lists().0 > before).await;
+    rig.cluster.end(&pod, 0);
+    rig.job(&id, |job| job["job"]["outcome"] == "succeeded").await;
     assert_eq!(rig.cluster.creations(), [(pod, 1)].into());
     rig.stop().await;
 }

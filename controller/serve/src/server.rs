@@ -2,7 +2,7 @@
 
 use crate::app::{App, Parts};
 use crate::auth::Tokens;
-use crate::brain::{self, Brain, RecoverError};
+use crate::brain::Brain;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::counters::Counters;
@@ -14,13 +14,14 @@ use crate::health::Health;
 use crate::kubernetes::Kubernetes;
 use crate::limit::RateLimit;
 use crate::pod::PodStyle;
+use crate::recover::{self, RecoverError};
 use crate::tls::{Certificate, TlsError};
 use crate::world::World;
 use crate::{data, http, listener};
 use axum::Router;
 use rackwright_core::sched;
 use rackwright_store::{SqliteOptions, SqliteStore, StoreError};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -115,7 +116,8 @@ impl Server {
         let certificate = Certificate::load(&config.tls).map_err(ServeError::Tls)?;
         let acceptor = TlsAcceptor::from(Arc::new(certificate.server_config().map_err(ServeError::Tls)?));
         first_token::ensure(&store, &config.store).await.map_err(ServeError::FirstToken)?;
-        let (sched, last) = brain::recover(&store, policy(&config)).await.map_err(ServeError::Recover)?;
+        let recovered = recover::recover(&store, policy(&config)).await;
+        let (sched, last, since_snapshot) = recovered.map_err(ServeError::Recover)?;
         tracing::info!(log = last.0, "state rebuilt");
 
         let counters = Arc::new(Counters::default());
@@ -123,21 +125,12 @@ impl Server {
         let gate = Arc::new(RwLock::new(()));
         let (inputs, waiting) = mpsc::channel(config.limits.queue_depth.max(1));
         let (done, answers) = mpsc::channel(DONE_DEPTH);
-        let tools = Tools {
-            cluster: Arc::clone(&outside.cluster),
-            data: outside.data.clone(),
-            style: PodStyle {
-                image_pull_policy: config.kubernetes.image_pull_policy.clone(),
-                seccomp: config.kubernetes.seccomp,
-            },
-            silence: config.jobs.silence(),
-            counters: Arc::clone(&counters),
-        };
+        let tools = tools(&config, &outside, &counters);
         let brain = Brain {
             store: store.clone(),
             sched,
             world: World::default(),
-            hands: Hands::start(tools, done, stop.clone(), &tasks),
+            hands: Hands::start(tools, &done, &stop, &tasks),
             inputs: waiting,
             done: answers,
             changes: outside.cluster.watch(),
@@ -150,6 +143,8 @@ impl Server {
             last,
             unlisted: false,
             seen: false,
+            refused: HashSet::new(),
+            since_snapshot,
         };
         let etcd = config.etcd.clone().map(EtcdWatch::new);
         let app = App(Arc::new(Parts {
@@ -187,6 +182,11 @@ impl Server {
         self.address
     }
 
+    /// Waits until the server cannot go on by itself: the loop has ended, and all else ends with it.
+    pub async fn ended(&self) {
+        self.stop.cancelled().await;
+    }
+
     /// Stops taking requests, lets those under way end, and waits for every part.
     pub async fn stop(self) {
         self.stop.cancel();
@@ -200,6 +200,21 @@ impl Server {
 /// It is damaged, of a newer build, or in use.
 pub(crate) fn open(config: &Config) -> Result<SqliteStore, ServeError> {
     SqliteStore::open_alone(SqliteOptions::at(config.store.clone())).map_err(ServeError::Store)
+}
+
+/// What the workers work with.
+fn tools(config: &Config, outside: &Outside, counters: &Arc<Counters>) -> Tools {
+    Tools {
+        cluster: Arc::clone(&outside.cluster),
+        data: outside.data.clone(),
+        style: PodStyle {
+            image_pull_policy: config.kubernetes.image_pull_policy.clone(),
+            seccomp: config.kubernetes.seccomp,
+            start_limit_s: config.jobs.start_limit_s,
+        },
+        silence: config.jobs.silence(),
+        counters: Arc::clone(counters),
+    }
 }
 
 /// The scheduler's policy, as far as `serve.toml` sets it.

@@ -11,6 +11,10 @@ use rackwright_core::sched::Sched;
 use rackwright_wire::id::{NodeName, PodKey, PodUid};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+/// What a kubelet says of every pod that it ends at a deadline. We stop pods by a deadline that is over,
+/// so it misleads: the outcome says which limit it was, or that somebody cancelled the job.
+const PAST_DEADLINE: &str = "Pod was active on the node longer than the specified deadline";
+
 /// The last sight of nodes and pods.
 #[derive(Debug, Default)]
 pub(crate) struct World {
@@ -20,6 +24,7 @@ pub(crate) struct World {
     expected: BTreeMap<PodKey, PodUid>,
     known_at_request: HashSet<String>,
     gone_since_request: HashSet<String>,
+    listing: bool,
     peak: usize,
 }
 
@@ -54,11 +59,21 @@ impl World {
         self.pods.get(self.by_key.get(&key)?)
     }
 
-    /// A full list is being asked for now.
-    pub(crate) fn requested(&mut self, sched: &Sched) {
+    /// A full list is to be asked for now; false while one is under way or its answer waits: a pod that
+    /// was made after that one was read would be expected in it, found absent, and started a second time.
+    pub(crate) fn request(&mut self, sched: &Sched) -> bool {
+        if std::mem::replace(&mut self.listing, true) {
+            return false;
+        }
         self.expected = sched.expected_pods();
         self.known_at_request = self.pods.keys().cloned().collect();
         self.gone_since_request.clear();
+        true
+    }
+
+    /// The list that was asked for will not come.
+    pub(crate) fn unlisted(&mut self) {
+        self.listing = false;
     }
 
     /// What a change means.
@@ -95,6 +110,7 @@ impl World {
         held: &HashSet<String>,
         sched: &Sched,
     ) -> Vec<What> {
+        self.listing = false;
         let mut events = self.nodes_listed(snapshot.nodes, sched);
         let mut pods = snapshot.pods;
         pods.retain(|pod| !self.gone_since_request.contains(&pod.uid));
@@ -129,12 +145,22 @@ impl World {
         let is_absent = |uid: &String| self.known_at_request.contains(uid) && !there.contains(uid.as_str());
         let absent: Vec<String> = self.pods.keys().filter(|uid| is_absent(uid)).cloned().collect();
         let mut events = Vec::new();
-        for pod in absent.iter().filter_map(|uid| self.pods.remove(uid)) {
+        for pod in absent.iter().filter_map(|uid| self.forget(uid)) {
             if pod.ours.is_none() {
                 events.extend(PodUid::new(&pod.uid).ok().map(|uid| What::ForeignPodGone { uid }));
             }
         }
         events
+    }
+
+    fn forget(&mut self, uid: &str) -> Option<PodSeen> {
+        let pod = self.pods.remove(uid)?;
+        if let Some(key) = pod.ours
+            && self.by_key.get(&key).is_some_and(|newest| newest == uid)
+        {
+            self.by_key.remove(&key);
+        }
+        Some(pod)
     }
 
     fn node_gone(&mut self, name: &str) -> Option<What> {
@@ -155,12 +181,9 @@ impl World {
 
     fn pod_gone(&mut self, pod: &PodSeen) -> Option<What> {
         let uid = PodUid::new(&pod.uid).ok()?;
-        self.pods.remove(&pod.uid);
+        self.forget(&pod.uid);
         self.gone_since_request.insert(pod.uid.clone());
         let Some(key) = pod.ours else { return Some(What::ForeignPodGone { uid }) };
-        if self.by_key.get(&key) == Some(&pod.uid) {
-            self.by_key.remove(&key);
-        }
         Some(What::PodGone { pod: key, uid: Some(uid) })
     }
 }
@@ -184,7 +207,8 @@ fn ours(key: PodKey, uid: PodUid, pod: &PodSeen, sched: &Sched) -> Option<What> 
         PodState::Failed(end) if pod.deleting => {
             What::AttemptLost { pod: key, uid, reason: format!("its pod was deleted: {}", said(end)) }
         }
-        // Ours stop sooner; this one passed the kubelet's own deadline while we were away.
+        // What we stop ends so too, and the scheduler knows why it stopped it; any other one passed the
+        // kubelet's own deadline, which comes later than ours, while we were away.
         PodState::Failed(end) if end.reason == "DeadlineExceeded" => {
             finished(key, uid, Outcome::TimeLimit, end)
         }
@@ -224,6 +248,8 @@ fn finished(pod: PodKey, uid: PodUid, outcome: Outcome, end: &Ended) -> What {
 
 fn said(end: &Ended) -> String {
     match (end.reason.as_str(), end.message.trim()) {
+        ("DeadlineExceeded", "" | PAST_DEADLINE) => "stopped".to_owned(),
+        ("DeadlineExceeded", message) => format!("stopped: {message}"),
         (reason, "") => reason.to_owned(),
         ("", message) => message.to_owned(),
         (reason, message) => format!("{reason}: {message}"),
@@ -238,4 +264,59 @@ fn foreign(uid: PodUid, pod: &PodSeen) -> Option<What> {
     }
     let name = format!("{}/{}", pod.namespace, pod.name);
     Some(What::ForeignPodSeen { pod: ForeignPod { uid, name, node, requests: pod.requests.clone() } })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rackwright_core::job::Resources;
+    use rackwright_core::sched::Config;
+
+    fn pod(name: &str) -> PodSeen {
+        PodSeen {
+            namespace: "team-a".to_owned(),
+            name: name.to_owned(),
+            uid: format!("uid-of-{name}"),
+            ours: name.parse().ok(),
+            node: NodeName::new("ml1").ok(),
+            requests: Resources::default(),
+            state: PodState::Pending(None),
+            deleting: false,
+        }
+    }
+
+    #[test]
+    fn what_a_list_does_not_show_any_more_leaves_nothing_behind() {
+        let (sched, mut world) = (Sched::new(Config::default()), World::default());
+        let before = pod("j0000000001-0-1");
+        let after = pod("j0000000002-0-1");
+        world.note(&before);
+        assert!(world.request(&sched));
+        world.note(&after);
+        world.snapshot(Snapshot::default(), &HashSet::new(), &sched);
+        assert_eq!(world.by_key.keys().copied().collect::<Vec<_>>(), [after.ours.unwrap()]);
+        assert_eq!(world.pods(), 1, "what came after the list was asked for stays");
+    }
+
+    #[test]
+    fn one_list_is_asked_for_at_a_time() {
+        let (sched, mut world) = (Sched::new(Config::default()), World::default());
+        assert!(world.request(&sched));
+        assert!(!world.request(&sched), "one is under way");
+        world.unlisted();
+        assert!(world.request(&sched), "it failed, or nobody took it");
+        world.snapshot(Snapshot::default(), &HashSet::new(), &sched);
+        assert!(world.request(&sched), "it came");
+    }
+
+    #[test]
+    fn a_pod_that_was_stopped_is_not_said_to_have_run_for_too_long() {
+        let end = |message: &str| Ended {
+            reason: "DeadlineExceeded".to_owned(),
+            message: message.to_owned(),
+            ..Ended::default()
+        };
+        assert_eq!(said(&end(PAST_DEADLINE)), "stopped");
+        assert_eq!(said(&end("ErrImagePull: no such image")), "stopped: ErrImagePull: no such image");
+    }
 }

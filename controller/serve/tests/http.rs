@@ -145,6 +145,13 @@ async fn every_bad_submit_is_a_problem_with_a_code_and_a_hint() {
     let capped = json!({"name": "fit", "image": "i", "money_cap": "5 EUR"});
     let body = refused(submit(&capped.to_string()), StatusCode::UNPROCESSABLE_ENTITY, "invalid-job").await;
     assert_eq!(body["findings"][0]["field"], "money_cap", "no server has a price");
+    let late = json!({"name": "fit", "image": "i", "deadline_s": 1});
+    let body = refused(submit(&late.to_string()), StatusCode::UNPROCESSABLE_ENTITY, "invalid-job").await;
+    assert_eq!(body["findings"][0]["field"], "deadline_s", "1970 is past");
+    let keys: serde_json::Map<String, Value> = (0..1000).map(|key| (format!("k{key}"), json!(1))).collect();
+    let many = serde_json::to_string(&keys).unwrap();
+    let body = refused(submit(&many), StatusCode::UNPROCESSABLE_ENTITY, "invalid-job").await;
+    assert_eq!(body["findings"].as_array().unwrap().len(), 101, "the first hundred, and how many more");
     let key = submit(&job().to_string()).header("Idempotency-Key", "with space");
     refused(key, StatusCode::BAD_REQUEST, "invalid-idempotency-key").await;
     let keys = submit(&job().to_string()).header("Idempotency-Key", "a").header("Idempotency-Key", "b");

@@ -86,7 +86,8 @@ pub(crate) async fn run(command: ServeCommand, out: Out) -> Result<ExitCode, Rep
     }
 }
 
-/// Serves until it is told to stop.
+/// Serves until it is told to stop. When the server ends by itself that is a failure, so that whoever
+/// watches over the service starts it again.
 async fn serve(path: &std::path::Path, out: Out) -> Result<ExitCode, Report> {
     let config = Config::read(path).map_err(|cause| Report::new(cause).exit(Report::BAD_INPUT))?;
     let deaf = |cause: std::io::Error| Report::new(format!("listen for signals: {cause}"));
@@ -96,6 +97,11 @@ async fn serve(path: &std::path::Path, out: Out) -> Result<ExitCode, Report> {
     tokio::select! {
         _ = terminated.recv() => {}
         interrupted = tokio::signal::ctrl_c() => interrupted.map_err(deaf)?,
+        () = server.ended() => {
+            server.stop().await;
+            return Err(Report::new("serve: the loop that owns the jobs has ended")
+                .help("the log says why; a new start goes on from what the store holds"));
+        }
     }
     out.say("stopping");
     server.stop().await;

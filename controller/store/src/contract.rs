@@ -3,10 +3,10 @@
 
 use crate::error::StoreError;
 use crate::rows::{
-    AttemptRow, AuditQuery, AuditRow, Batch, DocumentRow, JobQuery, JobRow, Page, Recovered, SealedRow, Seq,
-    Submit, Submitted, TokenRow, UsageRow,
+    AttemptRow, AuditQuery, AuditRow, Batch, DocumentRow, JobQuery, JobRow, Page, Recovered, Seq, Submit,
+    Submitted, TokenRow, UsageRow,
 };
-use rackwright_wire::id::{JobId, PodKey};
+use rackwright_wire::id::{JobId, PodKey, Team};
 use std::future::Future;
 
 /// A store of jobs, their log and their history. Handles are cheap to clone.
@@ -15,8 +15,9 @@ use std::future::Future;
 /// error, nothing was changed (except [`StoreError::Closed`], which leaves it unknown).
 pub trait Store: Clone + Send + Sync + 'static {
     /// Accepts a job: id, row, `Submitted` event, idempotency key and audit row in one transaction.
-    /// Dependencies that have already succeeded are noted in the record; one that ended otherwise or
-    /// was never accepted is refused.
+    /// Dependencies that have already succeeded are noted in the record; one that ended otherwise, was never
+    /// accepted or is another team's is refused, and so is a deadline that is past. A key that was used before
+    /// answers its job whatever has become of all that.
     fn submit(&self, submit: Submit) -> impl Future<Output = Result<Submitted, StoreError>> + Send;
 
     /// Appends a batch; answers with the log's last position.
@@ -36,7 +37,8 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// Jobs, newest first.
     fn jobs(&self, query: JobQuery) -> impl Future<Output = Result<Page<JobRow>, StoreError>> + Send;
 
-    /// A job's ended attempts in order of task and attempt; `after` is the cursor of the page before.
+    /// A job's ended attempts in order of task and attempt; `after` is the cursor of the page before. Of their log
+    /// tails, a page holds the newest, 1 MiB together; [`Store::attempt`] has each.
     fn attempts(
         &self,
         job: JobId,
@@ -47,11 +49,12 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// One ended attempt.
     fn attempt(&self, pod: PodKey) -> impl Future<Output = Result<Option<AttemptRow>, StoreError>> + Send;
 
-    /// Ended attempts that held room at any time in `from_ms..until_ms`.
+    /// Ended attempts that held room at any time in `from_ms..until_ms`, of one team or of all.
     fn usage(
         &self,
         from_ms: u64,
         until_ms: u64,
+        team: Option<Team>,
     ) -> impl Future<Output = Result<Vec<UsageRow>, StoreError>> + Send;
 
     /// Stores a document once; the same content again is fine, other content under the same kind, name
@@ -68,18 +71,6 @@ pub trait Store: Clone + Send + Sync + 'static {
 
     /// The newest document of each name of a kind, by name.
     fn documents(&self, kind: &str) -> impl Future<Output = Result<Vec<DocumentRow>, StoreError>> + Send;
-
-    /// Records a sealed set once; answers whether it is new. Other content under the same id is refused.
-    fn record_sealed(&self, sealed: SealedRow) -> impl Future<Output = Result<bool, StoreError>> + Send;
-
-    /// Notes that a sealed set was loaded into the results node.
-    fn mark_loaded(&self, id: &str, at_ms: u64) -> impl Future<Output = Result<(), StoreError>> + Send;
-
-    /// Sealed result sets that are not loaded yet, oldest first.
-    fn unloaded(&self) -> impl Future<Output = Result<Vec<SealedRow>, StoreError>> + Send;
-
-    /// Sealed sets of a job.
-    fn sealed_of(&self, job: JobId) -> impl Future<Output = Result<Vec<SealedRow>, StoreError>> + Send;
 
     /// Audit rows, oldest first.
     fn audit(&self, query: AuditQuery) -> impl Future<Output = Result<Page<AuditRow>, StoreError>> + Send;

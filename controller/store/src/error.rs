@@ -24,13 +24,19 @@ pub enum StoreError {
         /// What, with its name.
         what: String,
     },
-    /// A job depends on one that did not succeed, or that was never accepted.
+    /// A job depends on one that did not succeed, that was never accepted, or that is another team's.
     #[error("depend on {job}: it {why}")]
     Dependency {
         /// The dependency.
         job: JobId,
         /// `is not known` or `has ended as failed`.
         why: String,
+    },
+    /// The job's deadline is not in the future.
+    #[error("accept a job whose deadline {deadline_s} is past")]
+    DeadlinePast {
+        /// Seconds since the epoch.
+        deadline_s: u64,
     },
     /// A cursor that no listing gave out.
     #[error("use the cursor {cursor:?}: this listing did not give it out")]

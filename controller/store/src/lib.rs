@@ -17,6 +17,6 @@ pub use contract::Store;
 pub use error::StoreError;
 pub use rows::{
     AttemptRow, AuditQuery, AuditRow, Batch, DocumentRow, IdempotencyKey, JobQuery, JobRow, JobUpdate, Page,
-    Recovered, Role, SealedRow, Seq, Submit, Submitted, TokenRow, UsageRow,
+    Recovered, Role, Seq, Submit, Submitted, TokenRow, UsageRow,
 };
 pub use sqlite::{SqliteOptions, SqliteStore};

@@ -12,7 +12,7 @@ use std::fmt;
 #[serde(transparent)]
 pub struct Seq(pub u64);
 
-/// A client's `Idempotency-Key`: 1 to 128 visible ASCII characters, scoped to its owner.
+/// A client's `Idempotency-Key`: 1 to 128 visible ASCII characters, scoped to its team and owner.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IdempotencyKey(String);
 
@@ -237,29 +237,6 @@ pub struct DocumentRow {
     pub at_ms: u64,
     /// The document's JSON, exactly as given.
     pub json: String,
-}
-
-/// A sealed set of results or a checkpoint that exists in the object store.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SealedRow {
-    /// The set's id.
-    pub id: String,
-    /// Digest of its manifest.
-    pub digest: String,
-    /// `results` or `checkpoint`.
-    pub kind: String,
-    /// Project that it is scoped to.
-    pub project: Project,
-    /// The attempt that wrote it.
-    pub pod: PodKey,
-    /// When it was recorded.
-    pub at_ms: u64,
-    /// The set's manifest as JSON.
-    pub json: String,
-    /// When it was loaded into the results node; unset until then.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub loaded_at_ms: Option<u64>,
 }
 
 /// Who did what; never changed or deleted.

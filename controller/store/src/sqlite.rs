@@ -13,10 +13,10 @@ mod writer;
 use crate::contract::Store;
 use crate::error::StoreError;
 use crate::rows::{
-    AttemptRow, AuditQuery, AuditRow, Batch, DocumentRow, JobQuery, JobRow, Page, Recovered, SealedRow, Seq,
-    Submit, Submitted, TokenRow, UsageRow,
+    AttemptRow, AuditQuery, AuditRow, Batch, DocumentRow, JobQuery, JobRow, Page, Recovered, Seq, Submit,
+    Submitted, TokenRow, UsageRow,
 };
-use rackwright_wire::id::{JobId, PodKey};
+use rackwright_wire::id::{JobId, PodKey, Team};
 use rusqlite::Connection;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -166,8 +166,13 @@ impl Store for SqliteStore {
         self.read(move |db| read::attempt(db, &pod)).await
     }
 
-    async fn usage(&self, from_ms: u64, until_ms: u64) -> Result<Vec<UsageRow>, StoreError> {
-        self.read(move |db| read::usage(db, from_ms, until_ms)).await
+    async fn usage(
+        &self,
+        from_ms: u64,
+        until_ms: u64,
+        team: Option<Team>,
+    ) -> Result<Vec<UsageRow>, StoreError> {
+        self.read(move |db| read::usage(db, from_ms, until_ms, team.as_ref())).await
     }
 
     async fn put_document(&self, document: DocumentRow) -> Result<(), StoreError> {
@@ -187,23 +192,6 @@ impl Store for SqliteStore {
     async fn documents(&self, kind: &str) -> Result<Vec<DocumentRow>, StoreError> {
         let kind = kind.to_owned();
         self.read(move |db| read::documents(db, &kind)).await
-    }
-
-    async fn record_sealed(&self, sealed: SealedRow) -> Result<bool, StoreError> {
-        self.write(move |db| write::record_sealed(db, &sealed)).await
-    }
-
-    async fn mark_loaded(&self, id: &str, at_ms: u64) -> Result<(), StoreError> {
-        let id = id.to_owned();
-        self.write(move |db| write::mark_loaded(db, &id, at_ms)).await
-    }
-
-    async fn unloaded(&self) -> Result<Vec<SealedRow>, StoreError> {
-        self.read(read::unloaded).await
-    }
-
-    async fn sealed_of(&self, job: JobId) -> Result<Vec<SealedRow>, StoreError> {
-        self.read(move |db| read::sealed_of(db, job)).await
     }
 
     async fn audit(&self, query: AuditQuery) -> Result<Page<AuditRow>, StoreError> {

@@ -4,12 +4,12 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test's helpers may panic")]
 
 use rackwright_core::job::{
-    CheckpointRef, Event, JobPhase, JobRecord, JobSpec, Limits, Outcome, Resources, TaskCounts, What,
+    CheckpointRef, Class, Event, JobPhase, JobRecord, JobSpec, Limits, Outcome, Resources, TaskCounts, What,
 };
 use rackwright_core::sched::{Config, Sched};
 use rackwright_store::{
-    AttemptRow, AuditQuery, AuditRow, Batch, DocumentRow, IdempotencyKey, JobQuery, JobUpdate, Role,
-    SealedRow, Seq, Store, StoreError, Submit, TokenRow,
+    AttemptRow, AuditQuery, AuditRow, Batch, DocumentRow, IdempotencyKey, JobQuery, JobUpdate, Role, Seq,
+    Store, StoreError, Submit, TokenRow, UsageRow,
 };
 use rackwright_wire::id::{AttemptNo, JobId, NodeName, Owner, PodKey, Project, TaskIndex, Team};
 
@@ -114,7 +114,9 @@ async fn a_repeated_key_answers_the_first_job_and_changes_nothing(store: impl St
     assert!(matches!(other_body, Err(StoreError::KeyReused { first: job }) if job == first.record.id));
     let other_owner = Submit { owner: owner("grace"), ..keyed("k1", "another") };
     assert!(!store.submit(other_owner).await.unwrap().replayed, "keys are scoped to their owner");
-    assert_eq!(store.recover().await.unwrap().events.len(), 2);
+    let other_team = Submit { team: team("audio"), ..keyed("k1", "another") };
+    assert!(!store.submit(other_team).await.unwrap().replayed, "and to their team");
+    assert_eq!(store.recover().await.unwrap().events.len(), 3);
 }
 
 async fn one_key_in_many_requests_at_once_makes_one_job(store: impl Store) {
@@ -151,6 +153,9 @@ async fn a_dependency_must_be_known_and_not_have_ended_badly(store: impl Store) 
     let unknown = store.submit(depending_on(JobId::MAX)).await;
     assert!(matches!(unknown, Err(StoreError::Dependency { .. })));
     let first = accept(&store, plain()).await.id;
+    let theirs = Submit { team: team("audio"), ..depending_on(first) };
+    let unseen = store.submit(theirs).await.unwrap_err().to_string();
+    assert_eq!(unseen, format!("depend on {first}: it is not known"), "another team's job");
     assert!(accept(&store, depending_on(first)).await.dependencies_met.is_empty());
     let update = |outcome| Batch { jobs: vec![ended(first, outcome)], ..Batch::default() };
     store.append(update(Outcome::Succeeded)).await.unwrap();
@@ -224,6 +229,32 @@ async fn an_attempts_history_is_written_once(store: impl Store) {
     assert_eq!(store.attempt(first.pod).await.unwrap(), Some(first));
 }
 
+async fn a_key_answers_its_job_even_when_that_would_be_refused_now(store: impl Store) {
+    let body = format!(r#"{{"name": "fit", "image": "busybox", "deadline_s": {}}}"#, NOW / 1000 + 1);
+    let once = Submit { idempotency: keyed("k1", "digest").idempotency, ..submit(&body) };
+    let first = store.submit(once.clone()).await.unwrap();
+    let late = Submit { at_ms: NOW + 1_000, ..once };
+    assert_eq!(store.submit(late.clone()).await.unwrap().record, first.record);
+    let refused = store.submit(Submit { idempotency: None, ..late }).await;
+    assert!(matches!(refused, Err(StoreError::DeadlinePast { .. })), "{refused:?}");
+}
+
+async fn a_page_of_attempts_keeps_the_newest_tails(store: impl Store) {
+    let id = accept(&store, plain()).await.id;
+    // The later an attempt's number, the earlier it ended.
+    let attempts = (1..=40).map(|number| AttemptRow {
+        log_tail: "x".repeat(64 * 1024),
+        ..attempt(pod(id, 0, number), NOW, NOW + 100 - u64::from(number))
+    });
+    store.append(Batch { attempts: attempts.collect(), ..Batch::default() }).await.unwrap();
+    let rows = store.attempts(id, 500, None).await.unwrap().rows;
+    let with_tail: Vec<u32> =
+        rows.iter().filter(|row| !row.log_tail.is_empty()).map(|row| row.pod.attempt.0).collect();
+    assert_eq!((rows.len(), with_tail), (40, (1..=16).collect()));
+    let oldest = store.attempt(pod(id, 0, 40)).await.unwrap().unwrap();
+    assert_eq!(oldest.log_tail.len(), 64 * 1024, "each is there when it is asked for");
+}
+
 async fn attempts_come_in_pages_in_order_of_task_and_attempt(store: impl Store) {
     let id = accept(&store, submit(r#"{"name": "a", "image": "a", "array": {"count": 12}}"#)).await.id;
     let mut pods: Vec<PodKey> = (0..12).flat_map(|task| [pod(id, task, 2), pod(id, task, 1)]).collect();
@@ -284,10 +315,26 @@ async fn usage_is_what_held_room_in_the_window(store: impl Store) {
     let spans = [(0, 10), (5, 15), (10, 20), (20, 30)];
     let rows = (1..).zip(spans).map(|(number, (from, until))| attempt(pod(id, 0, number), from, until));
     store.append(Batch { attempts: rows.collect(), ..Batch::default() }).await.unwrap();
-    let usage = store.usage(10, 20).await.unwrap();
+    let usage = store.usage(10, 20, None).await.unwrap();
     let attempts: Vec<u32> = usage.iter().map(|row| row.pod.attempt.0).collect();
     assert_eq!(attempts, [2, 3], "what ended at the start or began at the end is not in the window");
-    assert_eq!((usage[0].owner.as_str(), usage[0].team.as_str()), ("ada", "vision"));
+    let expected = UsageRow {
+        pod: pod(id, 0, 2),
+        owner: owner("ada"),
+        team: team("vision"),
+        project: Project::new("default").unwrap(),
+        model: None,
+        datasets: Vec::new(),
+        class: Class::Flexible,
+        node: NodeName::new("ml1").unwrap(),
+        from_ms: 5,
+        until_ms: 15,
+        resources: Resources::default(),
+        outcome: Outcome::Succeeded,
+    };
+    assert_eq!(usage[0], expected);
+    assert_eq!(store.usage(10, 20, Some(team("vision"))).await.unwrap(), usage);
+    assert!(store.usage(10, 20, Some(team("audio"))).await.unwrap().is_empty());
 }
 
 async fn a_document_is_stored_once_and_the_newest_generation_answers(store: impl Store) {
@@ -310,35 +357,6 @@ async fn a_document_is_stored_once_and_the_newest_generation_answers(store: impl
     let newest = store.documents("manifest").await.unwrap();
     let newest: Vec<(&str, u64)> = newest.iter().map(|row| (row.name.as_str(), row.generation)).collect();
     assert_eq!(newest, [("apt", 10), ("web", 1)]);
-}
-
-async fn a_sealed_set_is_recorded_once_and_loaded_once(store: impl Store) {
-    let id = accept(&store, plain()).await.id;
-    let sealed = SealedRow {
-        id: "results-1".to_owned(),
-        digest: "aa".to_owned(),
-        kind: "results".to_owned(),
-        project: Project::new("default").unwrap(),
-        pod: pod(id, 0, 1),
-        at_ms: NOW,
-        json: "{}".to_owned(),
-        loaded_at_ms: None,
-    };
-    let checkpoint =
-        SealedRow { id: "checkpoint-1".to_owned(), kind: "checkpoint".to_owned(), ..sealed.clone() };
-    assert!(store.record_sealed(sealed.clone()).await.unwrap());
-    assert!(!store.record_sealed(sealed.clone()).await.unwrap());
-    assert!(store.record_sealed(checkpoint).await.unwrap());
-    let other = SealedRow { digest: "bb".to_owned(), ..sealed.clone() };
-    assert!(matches!(store.record_sealed(other).await, Err(StoreError::Exists { .. })));
-    assert_eq!(store.unloaded().await.unwrap(), [sealed], "checkpoints are not loaded");
-    store.mark_loaded("results-1", NOW + 1).await.unwrap();
-    store.mark_loaded("results-1", NOW + 2).await.unwrap();
-    assert!(store.unloaded().await.unwrap().is_empty());
-    let of_job = store.sealed_of(id).await.unwrap();
-    let loaded = of_job.iter().find(|set| set.id == "results-1").unwrap();
-    assert_eq!((of_job.len(), loaded.loaded_at_ms), (2, Some(NOW + 1)), "the first load counts");
-    assert!(matches!(store.mark_loaded("none", NOW).await, Err(StoreError::Unknown { .. })));
 }
 
 async fn audit_rows_come_in_order_and_in_pages(store: impl Store) {
@@ -416,7 +434,8 @@ stores! {
         jobs_come_newest_first_filtered_and_in_pages
         usage_is_what_held_room_in_the_window
         a_document_is_stored_once_and_the_newest_generation_answers
-        a_sealed_set_is_recorded_once_and_loaded_once
+        a_key_answers_its_job_even_when_that_would_be_refused_now
+        a_page_of_attempts_keeps_the_newest_tails
         audit_rows_come_in_order_and_in_pages
         a_token_is_found_by_its_hash_until_it_is_revoked
     }

@@ -1,4 +1,4 @@
-//! The file as it is written: its schema, a row of every table with the JSON in it, and what becomes of a
+//! The file as it is written: its schema, a row of every table that is written with the JSON in it, and what becomes of a
 //! text that a newer build wrote.
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers may panic")]
@@ -7,10 +7,10 @@ use rackwright_core::job::{
     CheckpointRef, Event, JobPhase, JobSpec, Limits, Outcome, Resources, TaskCounts, What,
 };
 use rackwright_store::{
-    AttemptRow, Batch, DocumentRow, IdempotencyKey, JobUpdate, Role, SealedRow, Seq, SqliteOptions,
-    SqliteStore, Store as _, Submit, TokenRow,
+    AttemptRow, Batch, DocumentRow, IdempotencyKey, JobUpdate, Role, Seq, SqliteOptions, SqliteStore,
+    Store as _, Submit, TokenRow,
 };
-use rackwright_wire::id::{AttemptNo, JobId, NodeName, Owner, PodKey, PodUid, Project, TaskIndex, Team};
+use rackwright_wire::id::{AttemptNo, JobId, NodeName, Owner, PodKey, PodUid, TaskIndex, Team};
 use rusqlite::Connection;
 use rusqlite::types::Value;
 use std::path::{Path, PathBuf};
@@ -72,7 +72,7 @@ fn token() -> TokenRow {
     }
 }
 
-/// A store with a row in every table.
+/// A store with a row in every table that this build writes.
 async fn filled(folder: &Path) -> (SqliteStore, PathBuf) {
     let path = folder.join("jobs.db");
     let store = SqliteStore::open(SqliteOptions::at(&path)).unwrap();
@@ -93,17 +93,6 @@ async fn filled(folder: &Path) -> (SqliteStore, PathBuf) {
         json: "{\"as\": \"given\"}".to_owned(),
     };
     store.put_document(document).await.unwrap();
-    let sealed = SealedRow {
-        id: "results-1".to_owned(),
-        digest: "aa".to_owned(),
-        kind: "results".to_owned(),
-        project: Project::new("default").unwrap(),
-        pod,
-        at_ms: NOW,
-        json: "{}".to_owned(),
-        loaded_at_ms: None,
-    };
-    store.record_sealed(sealed).await.unwrap();
     store.create_token(token()).await.unwrap();
     store.save_snapshot(Seq(1), "{\"as\": \"given\"}".to_owned()).await.unwrap();
     (store, path)

@@ -137,6 +137,27 @@ async fn a_new_version_fetches_only_the_files_that_changed() {
     assert_eq!(fs::read(ml1.version(&first).join("part")).unwrap(), b"old");
 }
 
+#[tokio::test]
+async fn equal_files_are_fetched_once_and_halves_of_what_nobody_wants_any_more_go() {
+    let rig = Rig::new();
+    let data_dir = rig.config("data1").data_dir;
+    let same = store_object(&data_dir, "same", &content(6, 1));
+    let twin = rackwright_wire::manifest::File { path: "twin".to_owned(), ..same.clone() };
+    let unwanted = describe("unwanted", &content(40, 2));
+    give_chunks(&rig, "ml1", &unwanted, &content(40, 2), &[0]);
+    let halves = || fs::read_dir(rig.config("ml1").data_dir.join("partial")).unwrap().count();
+    assert_eq!(halves(), 2, "bytes and journal");
+    let version = manifest("indexes", 1, vec![same, twin]);
+    let (data1, ml1) = (rig.start("data1"), rig.start("ml1"));
+    let controller = rig.controller(&[&data1, &ml1]);
+    controller.trust(&ml1).await;
+    controller.want(&ml1, &wanted(1, &[rig.sign(&version)], "indexes", &[data1.peer()])).await.unwrap();
+    let held = controller.complete(&ml1, &version).await;
+    assert_eq!(held.fetched["data1"], version.bytes() / 2);
+    assert_eq!(fs::read(ml1.version(&version).join("twin")).unwrap(), content(6, 1));
+    assert_eq!(halves(), 0);
+}
+
 /// Puts verified chunks into a store that is not running, as a killed fetch leaves them.
 fn give_chunks(rig: &Rig, name: &str, file: &rackwright_wire::manifest::File, bytes: &[u8], chunks: &[u64]) {
     let store = Store::open(rig.config(name).data_dir, Some(0)).unwrap();

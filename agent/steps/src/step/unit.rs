@@ -61,6 +61,8 @@ struct Findings {
     /// Units and drop-ins that somebody put before or beside ours: the unit is not what the plan says while
     /// they lie there.
     strangers: Vec<(String, diff::TextChange)>,
+    /// The files are right and systemd has not read them: whoever wrote them was cut off.
+    is_outdated: bool,
     enable: Option<bool>,
     job: Option<Job>,
 }
@@ -93,6 +95,9 @@ impl<'a> Wanted<'a> {
         let findings = self.find(host, expected)?;
         let texts = || findings.files.iter().chain(&findings.strangers).map(|(_, change)| change);
         let mut words: Vec<String> = texts().map(|change| change.summary.clone()).collect();
+        if findings.is_outdated && words.is_empty() {
+            words.push(format!("reload the definition of {}", self.name));
+        }
         words.extend(
             findings.enable.map(|on| format!("{} {}", if on { "enable" } else { "disable" }, self.name)),
         );
@@ -127,7 +132,7 @@ impl<'a> Wanted<'a> {
             durable::remove(&place).map_err(|error| StepError::io("remove", &place, error))?;
         }
         // systemd reads the file of a unit that it does not know yet by itself; only a known one is stale.
-        let changed = !findings.files.is_empty() || !findings.strangers.is_empty();
+        let changed = !findings.files.is_empty() || !findings.strangers.is_empty() || findings.is_outdated;
         if changed && before.load != "not-found" {
             host.units.note_written();
             host.units.reload()?;
@@ -174,8 +179,10 @@ impl<'a> Wanted<'a> {
 
     fn find(&self, host: &Host, expected: &Expected) -> Result<Findings, StepError> {
         let files = self.changed_files(host)?;
-        let mut findings = Findings { files, strangers: self.strangers(host)?, ..Findings::default() };
         let state = self.state(host)?;
+        let strangers = self.strangers(host)?;
+        let mut findings =
+            Findings { files, strangers, is_outdated: state.is_outdated, ..Findings::default() };
         if self.enabled != self.is_enabled(host, &state) && (self.enabled || is_linked(host, self.name)) {
             findings.enable = Some(self.enabled);
         }

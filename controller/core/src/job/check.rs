@@ -3,7 +3,7 @@
 //! Fields are read one by one, so that a wrong unit in one does not hide an unknown key beside it.
 //! Nothing here touches anything: a body with findings changes nothing.
 
-use super::fields::Fields;
+use super::fields::{Fields, shortened};
 use super::once::Once;
 use super::spec::{
     Array, Checkpointing, Class, DEFAULT_MAX_RUN_TIME_S, DEFAULT_PRIORITY, DEFAULT_PROJECT, DatasetRef, Gang,
@@ -15,6 +15,9 @@ use serde::Serialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+
+/// What a deadline is, for people.
+pub const DEADLINE_HINT: &str = "give seconds since the epoch, as `date -d tomorrow +%s` prints them";
 
 /// One thing that is wrong with a body.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
@@ -82,7 +85,7 @@ impl JobSpec {
     /// Reads and checks a body.
     ///
     /// # Errors
-    /// All findings, in the order of the fields; never an empty list.
+    /// All findings, in the order of the fields, the first hundred and how many more; never an empty list.
     pub fn from_json(body: &[u8], limits: &Limits) -> Result<Self, Vec<Finding>> {
         let Once(value) = serde_json::from_slice(body).map_err(|error| {
             let hint = "send one JSON object, such as {\"name\": \"fit\", \"image\": \"…\"}";
@@ -99,7 +102,7 @@ impl JobSpec {
         }
         match spec {
             Some(spec) if findings.is_empty() => Ok(spec),
-            _ => Err(findings),
+            _ => Err(shortened(findings)),
         }
     }
 
@@ -123,7 +126,7 @@ impl JobSpec {
             findings.push(Finding::new("max_run_time_s", "is out of range", hint));
         }
         if self.deadline_s == Some(0) {
-            findings.push(Finding::new("deadline_s", "is 0", "give seconds from the submit, at least 1"));
+            findings.push(Finding::new("deadline_s", "is 0", DEADLINE_HINT));
         }
         if self.checkpoint.is_some_and(|checkpoint| checkpoint.interval_s == 0) {
             findings.push(Finding::new("checkpoint.interval_s", "is 0", "give seconds between checkpoints"));
@@ -305,6 +308,7 @@ fn read_resources(mut fields: Fields<'_>) -> Resources {
 
 #[cfg(test)]
 mod tests {
+    use super::super::fields::MOST_FINDINGS;
     use super::*;
 
     fn read(body: &str) -> Result<JobSpec, Vec<Finding>> {
@@ -393,6 +397,18 @@ mod tests {
             "money_cap",
         ];
         assert_eq!(fields(body), expected);
+    }
+
+    #[test]
+    fn of_very_many_findings_the_first_are_told_and_the_others_counted() {
+        let keys: serde_json::Map<String, Value> =
+            (0..5_000).map(|number| (format!("key{number}"), Value::Null)).collect();
+        let mut body = serde_json::json!({"name": "fit", "image": "i", "env": {"1A": "x"}});
+        body.as_object_mut().unwrap().extend(keys);
+        let findings = read(&body.to_string()).unwrap_err();
+        assert_eq!(findings.len(), MOST_FINDINGS + 1);
+        let last = findings.last().unwrap();
+        assert_eq!((last.field.as_str(), last.message.as_str()), ("", "has 4901 more things that are wrong"));
     }
 
     #[test]

@@ -127,7 +127,10 @@ impl Sched {
     fn on_observed(&mut self, key: PodKey, uid: &PodUid, phase: PodPhase, started_at_ms: Option<u64>) {
         let now = self.clock_ms;
         self.edit_pod(key, |pod| {
-            pod.uid.get_or_insert_with(|| uid.clone());
+            if pod.uid.is_none() {
+                pod.uid = Some(uid.clone());
+                pod.created_at_ms = Some(now);
+            }
             pod.asked = pod.asked.filter(|asked| *asked != Asked::Create);
             if pod.state == PodState::Reserved {
                 pod.state = PodState::Starting;
@@ -298,6 +301,7 @@ fn reserved(node: &NodeName, requests: &Resources, now_ms: u64) -> Pod {
         exit_code: None,
         reason: String::new(),
         placed_at_ms: now_ms,
+        created_at_ms: None,
         started_at_ms: None,
         finished_at_ms: None,
         requests: requests.clone(),

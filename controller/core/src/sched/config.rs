@@ -18,7 +18,7 @@ pub struct Config {
     pub lease_ms: u64,
     /// How much longer until what it ran is declared lost: clock rates and stopping take time.
     pub lease_grace_ms: u64,
-    /// An attempt that has not started so long after it was placed is ended: its image may be nowhere.
+    /// An attempt that has not started so long after its pod was made is ended: its image may be nowhere.
     pub start_limit_ms: u64,
     /// Wait before the first retry; doubles with each one.
     pub backoff_ms: u64,
@@ -36,6 +36,9 @@ pub struct Config {
     /// Launches pause while so many finished pods wait to be archived or pruned, so that records of
     /// pods stay bounded even when the history cannot be written.
     pub max_backlog: usize,
+    /// Launches pause while the creation of so many pods is not answered: one decision must not be larger
+    /// than what the API server takes within seconds.
+    pub max_reserved: usize,
     /// A job that has waited so long for room has nodes held for it, so that smaller ones behind it in
     /// the order cannot starve it.
     pub hold_after_ms: u64,
@@ -65,6 +68,7 @@ impl Default for Config {
             kept_failed_per_owner: 3,
             kept_failed_ms: 3_600_000,
             max_backlog: 2_000,
+            max_reserved: 2_000,
             hold_after_ms: 10 * 60_000,
             remembered_outcomes: 100_000,
         }

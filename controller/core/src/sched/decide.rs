@@ -44,7 +44,7 @@ impl Sched {
             && at <= self.clock_ms
         {
             let due = match what {
-                Due::Job(job) => self.job_due(job),
+                Due::Job(job) => self.job_due(&self.index, job),
                 // Whether it is kept only moves the time, which the index knows.
                 Due::Pod(pod) => self.pod_due(pod, false),
             };
@@ -67,7 +67,7 @@ impl Sched {
             .collect();
         let mut hold = None;
         while let Some((order, shape)) = heads.pop_first() {
-            if self.is_backlogged() {
+            if self.is_backlogged() || self.is_creating() {
                 return;
             }
             let id = order.1;
@@ -136,22 +136,32 @@ impl Sched {
         self.index.backlog >= self.config.max_backlog
     }
 
-    /// Nodes held for a job that found no place, if it has waited long and could have one.
-    pub(super) fn hold_if_starved(&self, id: JobId, shape: &Shape) -> Option<Hold> {
-        let submitted = self.state.jobs.get(&id)?.record.submitted_at_ms;
-        let starved = self.clock_ms.saturating_sub(submitted) >= self.config.hold_after_ms;
-        (starved && self.rack().could_ever_fit(shape)).then(|| self.rack().hold_for(id, shape))
+    /// Whether launches pause until more of the pods that were asked for exist.
+    pub(super) fn is_creating(&self) -> bool {
+        self.index.reserved >= self.config.max_reserved
     }
 
-    /// The hold that the next decision would see for a job at this place in the order: that of the
-    /// first starved job before it.
-    pub(super) fn hold_before(&self, order: Order) -> Option<Hold> {
+    fn is_starved(&self, id: JobId) -> bool {
+        let submitted = self.state.jobs.get(&id).map(|job| job.record.submitted_at_ms);
+        submitted.is_some_and(|at| self.clock_ms.saturating_sub(at) >= self.config.hold_after_ms)
+    }
+
+    /// Nodes held for a job that found no place, if it has waited long and could have one.
+    fn hold_if_starved(&self, id: JobId, shape: &Shape) -> Option<Hold> {
+        (self.is_starved(id) && self.rack().could_ever_fit(shape)).then(|| self.rack().hold_for(id, shape))
+    }
+
+    /// The hold that the next decision would see behind a place in the order: that of the first starved
+    /// job which finds no place. Jobs before that place do not see it.
+    pub(super) fn first_hold(&self) -> Option<(Order, Hold)> {
         let mut heads: Vec<(Order, &Arc<Shape>)> =
             self.index.queue.iter().filter_map(|(shape, jobs)| Some((*jobs.first()?, shape))).collect();
+        // The cheap question first: the other one looks at every node.
+        heads.retain(|((_, id), _)| self.is_starved(*id));
         heads.sort();
-        let before = heads.into_iter().take_while(|(head, _)| *head < order);
-        before
-            .filter(|(_, shape)| self.rack().place(shape, None).is_none())
-            .find_map(|((_, id), shape)| self.hold_if_starved(id, shape))
+        let placeless = heads.into_iter().filter(|(_, shape)| self.rack().place(shape, None).is_none());
+        let mut holds =
+            placeless.filter_map(|(order, shape)| Some((order, self.hold_if_starved(order.1, shape)?)));
+        holds.next()
     }
 }

@@ -4,7 +4,8 @@
 //! times, so that waking up costs nothing for what is not due.
 
 use super::Sched;
-use super::state::{Asked, Node, Pod, pods_of};
+use super::index::{Index, LiveCost};
+use super::state::{Asked, Node, Pod};
 use crate::job::{Action, PodState, StopReason};
 use rackwright_wire::id::{JobId, PodKey, PodUid};
 
@@ -44,11 +45,12 @@ impl Sched {
         lost.into_iter().chain(limit).min_by_key(|(at, _)| *at)
     }
 
-    /// When a pod has had its time: to start, or to run. What started while nobody looked is seen before
-    /// the time to start is over, which is why that counts from when somebody looks.
+    /// When a pod has had its time: to start, or to run. The time to start counts from when the pod was made:
+    /// an apiserver that takes long is no fault of the job. What started while nobody looked is seen before it
+    /// is over, which is why it also counts from when somebody looks.
     fn limit(&self, key: PodKey, pod: &Pod) -> Option<(u64, StopReason)> {
         let Some(started) = pod.started_at_ms else {
-            let since = self.sight_ms?.max(pod.placed_at_ms);
+            let since = self.sight_ms?.max(pod.created_at_ms.unwrap_or(pod.placed_at_ms));
             return Some((since.saturating_add(self.config.start_limit_ms), StopReason::NotStarted));
         };
         let spec = &self.state.jobs.get(&key.job)?.record.spec;
@@ -80,8 +82,8 @@ impl Sched {
         }
     }
 
-    /// What is to be done next about a job as a whole, and when.
-    pub(super) fn job_due(&self, id: JobId) -> Option<(u64, Action)> {
+    /// What is to be done next about a job as a whole, and when; `index` knows what its pods cost.
+    pub(super) fn job_due(&self, index: &Index, id: JobId) -> Option<(u64, Action)> {
         let job = self.state.jobs.get(&id)?;
         if job.outcome.is_some() {
             return None;
@@ -98,24 +100,20 @@ impl Sched {
         }
         let deadline =
             job.record.spec.deadline_s.map(|at_s| (at_s.saturating_mul(1000), stop(StopReason::Deadline)));
-        let cap = self.cap_reached_at(id).map(|at| (at, stop(StopReason::MoneyCap)));
+        let cap = self.cap_reached_at(index, id).map(|at| (at, stop(StopReason::MoneyCap)));
         deadline.into_iter().chain(cap).min_by_key(|(at, _)| *at)
     }
 
     /// When the job will have cost its cap, if nothing changes: each live pod costs its rate from its
     /// placement on, so spent + sum(rate * (t - placed)) = cap is solved for t.
-    fn cap_reached_at(&self, id: JobId) -> Option<u64> {
+    fn cap_reached_at(&self, index: &Index, id: JobId) -> Option<u64> {
         const HOUR_MS: i128 = 3_600_000;
         let job = self.state.jobs.get(&id)?;
         let cap = i128::from(job.record.spec.money_cap?.micros()) * HOUR_MS;
         if job.spent >= cap {
             return Some(0);
         }
-        let live = self.state.pods.range(pods_of(id)).filter(|(_, pod)| pod.is_live());
-        let (rate, placed) = live.fold((0_i128, 0_i128), |(rate, placed), (_, pod)| {
-            let own = i128::from(pod.rate_micros);
-            (rate + own, placed + own * i128::from(pod.placed_at_ms))
-        });
+        let LiveCost { rate, placed } = index.costs.get(&id).copied().unwrap_or_default();
         if rate <= 0 {
             return None;
         }

@@ -1,13 +1,18 @@
 //! Why a job does not run yet, in one precise sentence and per node, from the predicates of `decide`.
 
 use super::Sched;
-use super::fit::{Blocker, Free, Kind, Shape, Used};
+use super::fit::{Blocker, Free, Hold, Kind, Shape, Used, is_priced};
+use super::index::Order;
 use super::state::{Job, Node};
 use crate::job::{JobPhase, Resources};
 use rackwright_wire::id::{JobId, NodeName};
 use rackwright_wire::units::{Bytes, MilliCpu, MilliGpu};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Nodes held for the first starved job, computed when the first answer needs it.
+type FirstHold = OnceCell<Option<(Order, Hold)>>;
 
 /// Why a job is where it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,7 +48,7 @@ pub enum Verdict {
     Dependency,
     /// It is being stopped.
     Stopping,
-    /// Launches pause until finished pods are archived.
+    /// Launches pause until finished pods are archived, or pods that were asked for exist.
     Paused,
 }
 
@@ -62,6 +67,16 @@ pub struct NodeAnswer {
 impl Sched {
     /// Why a job is where it is; unknown once it has ended and its pods are gone.
     pub fn explain(&self, id: JobId) -> Option<Explanation> {
+        self.explain_with(id, &FirstHold::new())
+    }
+
+    /// As [`Sched::explain`], for several jobs at less than the price of each.
+    pub fn explain_all(&self, ids: &[JobId]) -> BTreeMap<JobId, Explanation> {
+        let hold = FirstHold::new();
+        ids.iter().filter_map(|id| Some((*id, self.explain_with(*id, &hold)?))).collect()
+    }
+
+    fn explain_with(&self, id: JobId, hold: &FirstHold) -> Option<Explanation> {
         let job = self.state.jobs.get(&id)?;
         let say = |verdict, sentence: String| Explanation { job: id, verdict, sentence, nodes: Vec::new() };
         let view = self.view(id)?;
@@ -93,19 +108,16 @@ impl Sched {
             let wait_s = next.saturating_sub(self.clock_ms).div_ceil(1000);
             return Some(say(Verdict::Backoff, format!("waits {wait_s} s before its next attempt")));
         }
-        Some(self.explain_placement(id, job))
+        Some(self.explain_placement(id, job, hold))
     }
 
-    fn explain_placement(&self, id: JobId, job: &Job) -> Explanation {
+    fn explain_placement(&self, id: JobId, job: &Job, hold: &FirstHold) -> Explanation {
         let shape = Shape::of(&job.record.spec, &job.record.datasets);
         let rack = self.rack();
-        let hold = self.hold_before(self.order_of(job));
-        let asked: Vec<(&Node, Vec<Blocker>)> = self
-            .state
-            .nodes
-            .values()
-            .map(|node| (node, rack.blockers(node, &shape, hold.as_ref())))
-            .collect();
+        let hold = hold.get_or_init(|| self.first_hold()).as_ref();
+        let hold = hold.filter(|(holder, _)| *holder < self.order_of(job)).map(|(_, hold)| hold);
+        let asked: Vec<(&Node, Vec<Blocker>)> =
+            self.state.nodes.values().map(|node| (node, rack.blockers(node, &shape, hold))).collect();
         let answers = asked.iter().map(|(node, blockers)| NodeAnswer {
             node: node.facts.name.clone(),
             fits: blockers.is_empty(),
@@ -117,7 +129,10 @@ impl Sched {
             let sentence =
                 format!("waits: {} finished pods are not archived and pruned yet", self.index.backlog);
             (Verdict::Paused, sentence)
-        } else if rack.place(&shape, hold.as_ref()).is_some() {
+        } else if self.is_creating() {
+            let sentence = format!("waits: {} pods are being created already", self.index.reserved);
+            (Verdict::Paused, sentence)
+        } else if rack.place(&shape, hold).is_some() {
             (
                 Verdict::Fits,
                 "fits now: starts with the next decision unless a job before it takes the room".to_owned(),
@@ -153,6 +168,14 @@ impl Sched {
         {
             return format!(
                 "needs GPUs of type {wanted}, which no {roles} node has: change the request or add a node"
+            );
+        }
+        if let Some(currency) = shape.currency
+            && !nodes.iter().any(|node| is_priced(node, currency))
+        {
+            return format!(
+                "has a money cap in {currency}, and no {roles} node has a price in that: change the cap or give a \
+                 server a contract"
             );
         }
         let too_much = [Kind::Cpu, Kind::Memory, Kind::Gpu].into_iter().find_map(|kind| {
@@ -230,6 +253,9 @@ impl Sched {
                 amount(*kind, wanted(*kind, &shape.resources)),
             ),
             Blocker::GpuType => "has GPUs of another type".to_owned(),
+            Blocker::NoPrice(currency) => {
+                format!("has no price in {currency}, the currency of the money cap")
+            }
             Blocker::Taint(key) => format!("has taint {key}, which jobs do not tolerate"),
             Blocker::NotReady => "is not ready".to_owned(),
             Blocker::Dataset { name, held } => {

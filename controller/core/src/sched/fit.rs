@@ -1,6 +1,6 @@
 //! Whether and where something fits: the one set of predicates that `decide` and `explain` share.
 //!
-//! Filters first (role, taints, ready, GPU type, data), then best fit: of the nodes with room, the one
+//! Filters first (role, taints, ready, GPU type, price, data), then best fit: of the nodes with room, the one
 //! that is left with the least. Members of a gang ask for the same, so placing them one by one finds a
 //! place for all whenever there is one.
 
@@ -8,6 +8,7 @@ use super::config::Config;
 use super::state::{Node, State};
 use crate::job::{Capacity, DatasetPin, Gang, JobSpec, Resources};
 use rackwright_wire::id::{DatasetName, JobId, NodeName};
+use rackwright_wire::units::{Currency, Money};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What placement depends on; jobs of one shape fit or fail together.
@@ -16,13 +17,16 @@ pub(super) struct Shape {
     pub(super) resources: Resources,
     pub(super) gang: Option<Gang>,
     pub(super) datasets: Vec<DatasetPin>,
+    /// Of its money cap: on a node without a price in it, the cap would never be reached.
+    pub(super) currency: Option<Currency>,
 }
 
 impl Shape {
     pub(super) fn of(spec: &JobSpec, datasets: &[DatasetPin]) -> Self {
         let mut datasets = datasets.to_vec();
         datasets.sort();
-        Self { resources: spec.resources.clone(), gang: spec.gang, datasets }
+        let currency = spec.money_cap.map(Money::currency);
+        Self { resources: spec.resources.clone(), gang: spec.gang, datasets, currency }
     }
 
     /// Pods that start together.
@@ -39,7 +43,8 @@ impl Shape {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Used {
     pub(super) cpu: u64,
-    pub(super) memory: u64,
+    /// Wider than an amount: sixteen pods of others may ask for 1 EiB each, and each is taken off again.
+    pub(super) memory: u128,
     pub(super) gpu: u64,
     pub(super) pods: u32,
 }
@@ -47,14 +52,14 @@ pub(super) struct Used {
 impl Used {
     pub(super) fn add(&mut self, requests: &Resources) {
         self.cpu += requests.cpu.get();
-        self.memory += requests.memory.get();
+        self.memory += u128::from(requests.memory.get());
         self.gpu += requests.gpu.get();
         self.pods += 1;
     }
 
     pub(super) fn remove(&mut self, requests: &Resources) {
         self.cpu = self.cpu.saturating_sub(requests.cpu.get());
-        self.memory = self.memory.saturating_sub(requests.memory.get());
+        self.memory = self.memory.saturating_sub(u128::from(requests.memory.get()));
         self.gpu = self.gpu.saturating_sub(requests.gpu.get());
         self.pods = self.pods.saturating_sub(1);
     }
@@ -73,6 +78,8 @@ pub(super) enum Blocker {
     TooSmall(Kind),
     /// Its GPUs are of another type.
     GpuType,
+    /// Its hour has no price in this currency, which the money cap counts in.
+    NoPrice(Currency),
     /// A taint that jobs do not tolerate.
     Taint(String),
     /// It is not ready.
@@ -97,7 +104,7 @@ pub(super) enum Kind {
 impl Blocker {
     /// Whether no amount of waiting helps, as long as the node stays what it is.
     pub(super) const fn is_permanent(&self) -> bool {
-        matches!(self, Self::Role | Self::TooSmall(_) | Self::GpuType)
+        matches!(self, Self::Role | Self::TooSmall(_) | Self::GpuType | Self::NoPrice(_))
     }
 }
 
@@ -158,6 +165,11 @@ impl Rack<'_> {
         }
         if shape.resources.gpu_type.is_some() && shape.resources.gpu_type != facts.gpu_type {
             blockers.push(Blocker::GpuType);
+        }
+        if let Some(currency) = shape.currency
+            && !is_priced(node, currency)
+        {
+            blockers.push(Blocker::NoPrice(currency));
         }
         for wanted in &shape.datasets {
             let held = facts.datasets.get(&wanted.name).map(Vec::as_slice).unwrap_or_default();
@@ -238,6 +250,11 @@ impl Rack<'_> {
     }
 }
 
+/// Whether what a node's hour costs is known in this currency.
+pub(super) fn is_priced(node: &Node, currency: Currency) -> bool {
+    node.facts.price_per_hour.is_some_and(|price| price.currency() == currency)
+}
+
 /// A node with what a placement under way has put on it.
 struct Candidate<'a> {
     node: &'a Node,
@@ -272,11 +289,16 @@ pub(super) struct Free {
     pub(super) pods: u32,
 }
 
+/// An amount, or the most that there can be.
+pub(super) fn clamped(amount: u128) -> u64 {
+    u64::try_from(amount).unwrap_or(u64::MAX)
+}
+
 impl Free {
     pub(super) fn of(allocatable: &Capacity, used: Used) -> Self {
         Self {
             cpu: allocatable.cpu.get().saturating_sub(used.cpu),
-            memory: allocatable.memory.get().saturating_sub(used.memory),
+            memory: allocatable.memory.get().saturating_sub(clamped(used.memory)),
             gpu: allocatable.gpu.get().saturating_sub(used.gpu),
             pods: allocatable.pods.saturating_sub(used.pods),
         }
@@ -307,7 +329,7 @@ impl Free {
     pub(super) fn share(self, allocatable: &Capacity) -> u64 {
         let share = |free: u64, all: u64| {
             let millionths = (u128::from(free) * 1_000_000).checked_div(u128::from(all));
-            u64::try_from(millionths.unwrap_or_default()).unwrap_or(u64::MAX)
+            clamped(millionths.unwrap_or_default())
         };
         share(self.cpu, allocatable.cpu.get())
             + share(self.memory, allocatable.memory.get())
@@ -319,7 +341,7 @@ impl Free {
 pub(super) fn dominant_share(requests: &Resources, allocatable: &Capacity) -> u64 {
     let share = |asked: u64, all: u64| {
         let millionths = (u128::from(asked) * 1_000_000).checked_div(u128::from(all));
-        u64::try_from(millionths.unwrap_or_default()).unwrap_or(u64::MAX)
+        clamped(millionths.unwrap_or_default())
     };
     share(requests.cpu.get(), allocatable.cpu.get())
         .max(share(requests.memory.get(), allocatable.memory.get()))

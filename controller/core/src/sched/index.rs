@@ -45,6 +45,20 @@ pub(super) struct Index {
     pub(super) failures: BTreeMap<Owner, BTreeSet<(u64, PodKey)>>,
     /// Finished pods that wait to be archived, or whose deletion is asked for.
     pub(super) backlog: usize,
+    /// Pods whose creation is asked for and not answered yet.
+    pub(super) reserved: usize,
+    /// What the live pods of each job cost, where they cost anything.
+    pub(super) costs: BTreeMap<JobId, LiveCost>,
+}
+
+/// What a job's live pods cost at any time `t`: `rate * t - placed`, in millionths times milliseconds per
+/// hour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct LiveCost {
+    /// The sum of their rates.
+    pub(super) rate: i128,
+    /// The sum of their rates times when they were placed.
+    pub(super) placed: i128,
 }
 
 impl Index {
@@ -56,6 +70,10 @@ impl Index {
         if is_backlog(pod) {
             self.backlog += 1;
         }
+        if pod.state == PodState::Reserved {
+            self.reserved += 1;
+        }
+        self.change_cost(key.job, pod, 1);
         if let Some((owner, at)) = owner.zip(failure_at(pod)) {
             self.failures.entry(owner.clone()).or_default().insert((at, key));
         }
@@ -69,8 +87,25 @@ impl Index {
         if is_backlog(pod) {
             self.backlog -= 1;
         }
+        if pod.state == PodState::Reserved {
+            self.reserved -= 1;
+        }
+        self.change_cost(key.job, pod, -1);
         if let Some((owner, at)) = owner.zip(failure_at(pod)) {
             remove_from(&mut self.failures, owner, &(at, key));
+        }
+    }
+
+    fn change_cost(&mut self, job: JobId, pod: &Pod, sign: i128) {
+        let rate = sign * i128::from(pod.rate_micros);
+        if !pod.is_live() || rate == 0 {
+            return;
+        }
+        let cost = self.costs.entry(job).or_default();
+        cost.rate += rate;
+        cost.placed += rate * i128::from(pod.placed_at_ms);
+        if *cost == LiveCost::default() {
+            self.costs.remove(&job);
         }
     }
 
@@ -126,7 +161,9 @@ impl Index {
         differ("shapes", &self.shapes, &other.shapes)?;
         differ("dependents", &self.dependents, &other.dependents)?;
         differ("failures", &self.failures, &other.failures)?;
-        differ("backlog", &self.backlog, &other.backlog)
+        differ("backlog", &self.backlog, &other.backlog)?;
+        differ("reserved", &self.reserved, &other.reserved)?;
+        differ("costs", &self.costs, &other.costs)
     }
 }
 
@@ -177,7 +214,7 @@ impl Sched {
             let queued = is_startable(job, index.ready.contains_key(id));
             index.set_queued(&shape, self.order_of(job), queued);
             index.shapes.insert(*id, shape);
-            index.set_due(Due::Job(*id), self.job_due(*id).map(|(at, _)| at));
+            index.set_due(Due::Job(*id), self.job_due(&index, *id).map(|(at, _)| at));
         }
         for (key, pod) in &self.state.pods {
             let kept = self.owner_of(*key).is_some_and(|owner| self.is_kept(&index, owner, *key, pod));
@@ -275,7 +312,7 @@ impl Sched {
             Some(shape) => Arc::clone(shape),
             None => Arc::new(Shape::of(&job.record.spec, &job.record.datasets)),
         };
-        let at = self.job_due(id).map(|(at, _)| at);
+        let at = self.job_due(&self.index, id).map(|(at, _)| at);
         self.index.set_queued(&shape, order, queued);
         self.index.shapes.insert(id, shape);
         self.index.set_due(Due::Job(id), at);

@@ -58,7 +58,7 @@ fn check_capacity(sched: &Sched, touched: &BTreeSet<NodeName>) {
         let all = sched.state.nodes[node].facts.allocatable;
         let used = used[node];
         assert!(
-            used.cpu <= all.cpu.get() && used.memory <= all.memory.get() && used.pods <= all.pods,
+            used.cpu <= all.cpu.get() && used.memory <= u128::from(all.memory.get()) && used.pods <= all.pods,
             "law 9: {node} has {all:?}, {used:?} are used"
         );
     }

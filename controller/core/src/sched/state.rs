@@ -115,6 +115,9 @@ pub(super) struct Pod {
     pub(super) exit_code: Option<i32>,
     pub(super) reason: String,
     pub(super) placed_at_ms: u64,
+    /// When its uid became known; unset as long as it is not, and in snapshots of earlier builds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) created_at_ms: Option<u64>,
     pub(super) started_at_ms: Option<u64>,
     pub(super) finished_at_ms: Option<u64>,
     pub(super) requests: Resources,

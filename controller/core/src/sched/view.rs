@@ -1,6 +1,7 @@
 //! What others may see of the state, and what a restart has to ask again.
 
 use super::Sched;
+use super::fit::clamped;
 use super::state::{Asked, pods_of};
 use crate::job::{
     Action, Capacity, CheckpointRef, JobPhase, JobRecord, Outcome, PodState, Resources, TaskCounts, What,
@@ -171,7 +172,7 @@ impl Sched {
                 allocatable: node.facts.allocatable,
                 used: Capacity {
                     cpu: MilliCpu::new(used.cpu).unwrap_or(MilliCpu::MAX),
-                    memory: Bytes::new(used.memory).unwrap_or(Bytes::MAX),
+                    memory: Bytes::new(clamped(used.memory)).unwrap_or(Bytes::MAX),
                     gpu: MilliGpu::new(used.gpu).unwrap_or(MilliGpu::MAX),
                     pods: used.pods,
                 },

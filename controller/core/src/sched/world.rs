@@ -28,6 +28,7 @@ pub(super) fn config() -> Config {
         kept_failed_per_owner: 2,
         kept_failed_ms: 5_000,
         max_backlog: 6,
+        max_reserved: 8,
         hold_after_ms: 3_000,
         ..Config::default()
     }

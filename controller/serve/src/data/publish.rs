@@ -17,7 +17,7 @@ const MANIFEST: &str = "manifest";
 const WANTED: &str = "wanted";
 /// The one wanted state of the rack.
 const RACK: &str = "rack";
-/// So many finished operations are remembered.
+/// So many operations are remembered; those that are not done always are.
 const REMEMBERED: usize = 100;
 /// A node that is blocked or silent for so long does not hold an operation up any more.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -125,11 +125,7 @@ impl DataPlane {
             scrubs: Vec::new(),
         };
         state.operations.insert(id, operation);
-        if let Some(oldest) =
-            state.operations.keys().next().copied().filter(|_| state.operations.len() > REMEMBERED)
-        {
-            state.operations.remove(&oldest);
-        }
+        forget_oldest(&mut state.operations);
         drop(state);
         let (plane, work) = (self.clone(), work(id));
         tokio::spawn(async move {
@@ -140,6 +136,11 @@ impl DataPlane {
             });
         });
         id
+    }
+
+    /// Whether an operation is not done yet.
+    pub(super) fn is_open(&self, id: u64) -> bool {
+        self.state().operations.get(&id).is_some_and(|operation| !operation.done)
     }
 
     /// Whether a dataset of this name is configured.
@@ -157,6 +158,24 @@ impl DataPlane {
         if let Some(unknown) = names.iter().find(|name| !self.knows_dataset(name)) {
             return Err(Error::Unknown(format!("dataset {unknown:?}")));
         }
+        let failures = self.publish_all(id, names, uplink).await?;
+        let (begun, since_ms) = (Instant::now(), now_ms());
+        self.inner.changed.notify_one();
+        self.follow(id, begun, since_ms).await;
+        if !failures.is_empty() {
+            self.note(id, |operation| operation.error = Some(failures.join("; ")));
+        }
+        Ok(())
+    }
+
+    /// Publishes these datasets, or all, and answers what failed. Others publish after it, not after what
+    /// it published has spread: that may take hours.
+    async fn publish_all(
+        &self,
+        id: u64,
+        names: &[String],
+        uplink: Option<u64>,
+    ) -> Result<Vec<String>, Error> {
         let _one_at_a_time = self.inner.publishing.lock().await;
         let mut failures = Vec::new();
         for dataset in &self.inner.datasets {
@@ -174,13 +193,7 @@ impl DataPlane {
             }
         }
         self.renew_wanted().await?;
-        let (begun, since_ms) = (Instant::now(), now_ms());
-        self.inner.changed.notify_one();
-        self.follow(id, begun, since_ms).await;
-        if !failures.is_empty() {
-            self.note(id, |operation| operation.error = Some(failures.join("; ")));
-        }
-        Ok(())
+        Ok(failures)
     }
 
     /// Facts, decision, export, manifest: signed and stored before anybody hears of it.
@@ -350,10 +363,42 @@ impl DataPlane {
     }
 }
 
+/// Forgets the oldest ones that are done, down to those that are remembered: of one that goes on people
+/// still ask.
+fn forget_oldest(operations: &mut BTreeMap<u64, Operation>) {
+    let over = operations.len().saturating_sub(REMEMBERED);
+    let done = operations.values().filter(|operation| operation.done).map(|operation| operation.id);
+    for id in done.take(over).collect::<Vec<_>>() {
+        operations.remove(&id);
+    }
+}
+
 fn open_manifest(row: &DocumentRow) -> Result<Published, Error> {
     let wrong = |source| Error::Manifest { dataset: row.name.clone(), source };
     let json = |cause| wrong(rackwright_wire::manifest::ManifestError::Json(cause));
     let signed: SignedManifest = serde_json::from_str(&row.json).map_err(json)?;
     let manifest: Manifest = serde_json::from_str(&signed.manifest).map_err(json)?;
     Ok(Published { signed, manifest, at_ms: row.at_ms })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operation_that_goes_on_is_remembered_however_many_follow() {
+        let operation = |id: u64| Operation {
+            id,
+            kind: "sync".to_owned(),
+            done: id > 1,
+            error: None,
+            started_at_ms: id,
+            datasets: Vec::new(),
+            scrubs: Vec::new(),
+        };
+        let mut operations: BTreeMap<u64, Operation> = (1..=102).map(|id| (id, operation(id))).collect();
+        forget_oldest(&mut operations);
+        assert_eq!(operations.len(), REMEMBERED);
+        assert_eq!(operations.keys().take(2).copied().collect::<Vec<_>>(), [1, 4]);
+    }
 }

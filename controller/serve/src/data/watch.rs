@@ -16,6 +16,7 @@ const IDLE: Duration = Duration::from_secs(5);
 impl DataPlane {
     /// Never returns.
     pub(super) async fn watch(&self) {
+        let mut periodic = None;
         let mut next_sync = tokio::time::Instant::now() + self.sync_period();
         loop {
             let wanted = self.state().wanted.clone();
@@ -25,7 +26,10 @@ impl DataPlane {
                 tracing::warn!(error = %Chain(&error), "nodes are not marked");
             }
             if tokio::time::Instant::now() >= next_sync {
-                self.start_sync(Vec::new(), None);
+                // While the last one goes on, another would only replace what has not arrived yet.
+                if periodic.is_none_or(|id| !self.is_open(id)) {
+                    periodic = Some(self.start_sync(Vec::new(), None));
+                }
                 next_sync = tokio::time::Instant::now() + self.sync_period();
             }
             let pause = if settled { IDLE } else { BUSY };

@@ -14,9 +14,9 @@ use rackwright_core::cost::UsageRow;
 use rackwright_core::job::{JobRecord, NodeFacts, Resources};
 use rackwright_core::sched::{JobView, Sched};
 use rackwright_store::{Role, Store as _};
-use rackwright_wire::id::{NodeName, Team};
+use rackwright_wire::id::{JobId, NodeName, Team};
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Waiting jobs that are explained in one answer.
 const EXPLAINED: usize = 100;
@@ -36,7 +36,10 @@ fn waiting(sched: &Sched, priorities: &BTreeMap<String, i32>, team: Option<&Team
     let priority = |job: &JobRecord| priorities.get(&job.spec.priority).copied().unwrap_or_default();
     order.sort_by_key(|(job, _)| (std::cmp::Reverse(priority(job)), job.id));
     let visible = order.iter().filter(|(job, _)| team.is_none_or(|team| job.team == *team));
-    let jobs = visible.take(EXPLAINED).filter_map(|(job, view)| {
+    let shown: Vec<_> = visible.take(EXPLAINED).collect();
+    let ids: Vec<JobId> = shown.iter().map(|(job, _)| job.id).collect();
+    let mut explained = sched.explain_all(&ids);
+    let jobs = shown.into_iter().filter_map(|(job, view)| {
         Some(QueuedJob {
             id: job.id,
             name: job.spec.name.clone(),
@@ -45,7 +48,7 @@ fn waiting(sched: &Sched, priorities: &BTreeMap<String, i32>, team: Option<&Team
             priority: job.spec.priority.clone(),
             counts: view.counts,
             submitted_at_ms: job.submitted_at_ms,
-            waiting: sched.explain(job.id)?.sentence,
+            waiting: explained.remove(&job.id)?.sentence,
         })
     });
     Queue { jobs: jobs.collect(), waiting: order.len() }
@@ -81,9 +84,10 @@ fn held(world: &World) -> (BTreeMap<NodeName, Held>, BTreeMap<NodeName, Held>) {
 
 fn add(held: &mut Held, requests: &Resources) {
     held.pods += 1;
-    held.cpu_milli += requests.cpu.get();
-    held.memory_bytes += requests.memory.get();
-    held.gpu_milli += requests.gpu.get();
+    held.cpu_milli = held.cpu_milli.saturating_add(requests.cpu.get());
+    // Sixteen pods of others may ask for 1 EiB each.
+    held.memory_bytes = held.memory_bytes.saturating_add(requests.memory.get());
+    held.gpu_milli = held.gpu_milli.saturating_add(requests.gpu.get());
 }
 
 fn summary(node: &NodeFacts, jobs: Held, others: Held) -> NodeSummary {
@@ -121,14 +125,15 @@ pub(super) async fn usage(
     let now = now_ms();
     let from_ms = moment("from", query.from.as_deref())?.unwrap_or(0);
     let until_ms = moment("to", query.to.as_deref())?.unwrap_or(now).min(now);
-    let ended = app.store.usage(from_ms, until_ms).await;
+    let team = (caller.role != Role::Operator).then_some(caller.team);
+    let of = team.clone();
+    let live = app.ask(move |sched, world| running(sched, world, of.as_ref(), from_ms, until_ms)).await?;
+    // Asked last: what is archived and pruned in between is then found here at least.
+    let ended = app.store.usage(from_ms, until_ms, team.clone()).await;
     let ended = ended.map_err(|cause| Problem::internal("read the usage", &cause))?;
     let mut rows: Vec<UsageRow> = ended.into_iter().map(held_room).collect();
-    let live = app.ask(move |sched, world| running(sched, world, from_ms, until_ms)).await?;
-    let known: std::collections::BTreeSet<_> = rows.iter().map(|row| row.pod).collect();
+    let known: BTreeSet<_> = rows.iter().map(|row| row.pod).collect();
     rows.extend(live.into_iter().filter(|row| !known.contains(&row.pod)));
-    rows.retain(|row| caller.sees(&row.team));
-    let team = (caller.role != Role::Operator).then_some(caller.team);
     Ok(Json(UsageList { cluster: app.cluster_name.clone(), from_ms, until_ms, team, rows }))
 }
 
@@ -150,11 +155,12 @@ fn held_room(row: rackwright_store::UsageRow) -> UsageRow {
     }
 }
 
-/// Attempts that hold room and have no history row yet: until now.
-fn running(sched: &Sched, world: &World, from_ms: u64, until_ms: u64) -> Vec<UsageRow> {
+/// Attempts of a team, or of all, that hold room and have no history row yet: until now.
+fn running(sched: &Sched, world: &World, team: Option<&Team>, from_ms: u64, until_ms: u64) -> Vec<UsageRow> {
     let keys = world.ours().filter_map(|pod| pod.ours);
     let rows = keys.filter_map(|pod| {
-        let (view, job) = (sched.attempt(pod)?, sched.job(pod.job)?);
+        let job = sched.job(pod.job).filter(|job| team.is_none_or(|team| job.team == *team))?;
+        let view = sched.attempt(pod)?;
         Some(UsageRow {
             pod,
             owner: job.owner.clone(),

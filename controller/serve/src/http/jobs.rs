@@ -13,7 +13,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use rackwright_core::job::{DatasetPin, Finding, JobPhase, JobSpec, Outcome, VersionWanted};
+use rackwright_core::job::{DEADLINE_HINT, DatasetPin, Finding, JobPhase, JobSpec, Outcome, VersionWanted};
 use rackwright_core::sched::{Explanation, Sched, Verdict};
 use rackwright_store::{
     AttemptRow, AuditRow, IdempotencyKey, JobQuery, JobRow, Role, Store as _, StoreError, Submit,
@@ -172,6 +172,11 @@ fn refused(cause: StoreError) -> Problem {
                 format!("{job} {why}"),
                 "leave it out, or submit it again first",
             )],
+        ),
+        StoreError::DeadlinePast { deadline_s } => invalid(
+            "invalid-job",
+            "the job cannot be accepted",
+            vec![Finding::new("deadline_s", format!("{deadline_s} is past"), DEADLINE_HINT)],
         ),
         StoreError::Busy { .. } => busy(),
         StoreError::DiskFull { .. } => {

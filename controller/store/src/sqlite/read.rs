@@ -2,11 +2,10 @@
 
 use crate::error::StoreError;
 use crate::rows::{
-    AttemptRow, AuditQuery, AuditRow, DocumentRow, JobQuery, JobRow, Page, Recovered, SealedRow, Seq,
-    TokenRow, UsageRow,
+    AttemptRow, AuditQuery, AuditRow, DocumentRow, JobQuery, JobRow, Page, Recovered, Seq, TokenRow, UsageRow,
 };
-use rackwright_core::job::{JobRecord, Outcome};
-use rackwright_wire::id::{JobId, PodKey};
+use rackwright_core::job::Outcome;
+use rackwright_wire::id::{JobId, PodKey, Team};
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension as _, Row, params, params_from_iter};
 use serde::de::DeserializeOwned;
@@ -14,6 +13,8 @@ use serde::de::DeserializeOwned;
 /// Rows of a page when the caller does not say, and the most it can ask for.
 const PAGE: u32 = 50;
 const MOST: u32 = 500;
+/// Bytes of log tails in one page of attempts: 500 of 64 KiB each would be 31 MiB.
+const TAILS_BYTES: usize = 1 << 20;
 
 pub(super) fn recover(db: &Connection) -> Result<Recovered, StoreError> {
     let snapshot = db
@@ -84,8 +85,26 @@ pub(super) fn attempts(
     let limit = limit(wanted);
     let sql = "SELECT history FROM attempts WHERE job = ? AND (task, attempt) > (?, ?) \
                ORDER BY task, attempt LIMIT ?";
-    let found = all(db, sql, params![signed(job.get()), task, attempt, limit + 1], one_text)?;
-    Ok(page(parse_all("attempts", &found)?, limit, |row: &AttemptRow| row.pod.to_string()))
+    let mut select = db.prepare_cached(sql).map_err(doing("prepare a statement"))?;
+    let params = params![signed(job.get()), task, attempt, limit + 1];
+    let found = select.query_map(params, one_text).map_err(doing("read rows"))?;
+    let mut rows = Vec::new();
+    for text in found {
+        rows.push(parse("attempts", &text.map_err(doing("read rows"))?)?);
+        drop_oldest_tails(&mut rows);
+    }
+    Ok(page(rows, limit, |row: &AttemptRow| row.pod.to_string()))
+}
+
+/// Keeps the tails of the newest ends, as many as a page may hold.
+fn drop_oldest_tails(rows: &mut [AttemptRow]) {
+    let mut held: usize = rows.iter().map(|row| row.log_tail.len()).sum();
+    while held > TAILS_BYTES
+        && let Some(oldest) =
+            rows.iter_mut().filter(|row| !row.log_tail.is_empty()).min_by_key(|row| row.finished_at_ms)
+    {
+        held -= std::mem::take(&mut oldest.log_tail).len();
+    }
 }
 
 pub(super) fn attempt(db: &Connection, pod: &PodKey) -> Result<Option<AttemptRow>, StoreError> {
@@ -97,30 +116,29 @@ pub(super) fn attempt(db: &Connection, pod: &PodKey) -> Result<Option<AttemptRow
     found.map(|text| parse("attempts", &text)).transpose()
 }
 
-pub(super) fn usage(db: &Connection, from_ms: u64, until_ms: u64) -> Result<Vec<UsageRow>, StoreError> {
-    let sql = "SELECT attempts.history, jobs.record FROM attempts JOIN jobs ON jobs.id = attempts.job \
-               WHERE attempts.finished_at_ms > ? AND attempts.placed_at_ms < ? \
-               ORDER BY attempts.placed_at_ms, attempts.job, attempts.task, attempts.attempt";
-    let found = all(db, sql, params![signed(from_ms), signed(until_ms)], texts)?;
-    let row = |(history, record): &(String, String)| {
-        let attempt: AttemptRow = parse("attempts", history)?;
-        let job: JobRecord = parse("jobs", record)?;
-        Ok(UsageRow {
-            pod: attempt.pod,
-            owner: job.owner,
-            team: job.team,
-            project: job.spec.project,
-            model: job.spec.model,
-            datasets: job.datasets.into_iter().map(|pin| pin.name).collect(),
-            class: job.spec.class,
-            node: attempt.node,
-            from_ms: attempt.placed_at_ms,
-            until_ms: attempt.finished_at_ms,
-            resources: attempt.resources,
-            outcome: attempt.outcome,
-        })
-    };
-    found.iter().map(row).collect()
+/// A row of the bill as JSON, without what else a history or a job's record holds.
+const USAGE: &str = "SELECT json_object(
+        'pod', json_extract(history, '$.pod'), 'owner', owner, 'team', team, 'project', project,
+        'model', json_extract(record, '$.spec.model'),
+        'datasets', json((SELECT json_group_array(json_extract(value, '$.name'))
+                          FROM json_each(record, '$.datasets'))),
+        'class', json_extract(record, '$.spec.class'), 'node', node,
+        'from_ms', placed_at_ms, 'until_ms', finished_at_ms,
+        'resources', json_extract(history, '$.resources'), 'outcome', attempts.outcome)
+    FROM attempts JOIN jobs ON jobs.id = attempts.job
+    WHERE finished_at_ms > ? AND placed_at_ms < ? AND team = coalesce(?, team)
+    ORDER BY placed_at_ms, job, task, attempt";
+
+pub(super) fn usage(
+    db: &Connection,
+    from_ms: u64,
+    until_ms: u64,
+    team: Option<&Team>,
+) -> Result<Vec<UsageRow>, StoreError> {
+    let mut select = db.prepare_cached(USAGE).map_err(doing("prepare a statement"))?;
+    let params = params![signed(from_ms), signed(until_ms), team.map(Team::as_str)];
+    let rows = select.query_map(params, one_text).map_err(doing("read rows"))?;
+    rows.map(|text| parse("attempts", &text.map_err(doing("read rows"))?)).collect()
 }
 
 const DOCUMENT: &str = "SELECT kind, name, generation, at_ms, json FROM documents WHERE kind = ?";
@@ -144,16 +162,6 @@ pub(super) fn documents(db: &Connection, kind: &str) -> Result<Vec<DocumentRow>,
     let newest = "generation = (SELECT max(generation) FROM documents AS other \
                   WHERE other.kind = documents.kind AND other.name = documents.name)";
     all(db, &format!("{DOCUMENT} AND {newest} ORDER BY name"), params![kind], document_row)
-}
-
-pub(super) fn unloaded(db: &Connection) -> Result<Vec<SealedRow>, StoreError> {
-    let sql = "SELECT row FROM sealed WHERE kind = 'results' AND loaded_at_ms IS NULL ORDER BY at_ms, id";
-    parse_all("sealed", &all(db, sql, [], one_text)?)
-}
-
-pub(super) fn sealed_of(db: &Connection, job: JobId) -> Result<Vec<SealedRow>, StoreError> {
-    let sql = "SELECT row FROM sealed WHERE job = ? ORDER BY at_ms, id";
-    parse_all("sealed", &all(db, sql, params![signed(job.get())], one_text)?)
 }
 
 pub(super) fn audit(db: &Connection, query: &AuditQuery) -> Result<Page<AuditRow>, StoreError> {

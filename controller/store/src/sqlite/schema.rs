@@ -9,7 +9,9 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Schema steps; the file's `user_version` says how many it has seen. Never edited, only added to.
-const MIGRATIONS: &[&str] = &["CREATE TABLE jobs (
+const MIGRATIONS: &[&str] = &[TABLES, KEYS_BY_TEAM];
+
+const TABLES: &str = "CREATE TABLE jobs (
         id INTEGER PRIMARY KEY,
         owner TEXT NOT NULL, team TEXT NOT NULL, project TEXT NOT NULL,
         phase TEXT NOT NULL, outcome TEXT,
@@ -46,7 +48,19 @@ const MIGRATIONS: &[&str] = &["CREATE TABLE jobs (
     CREATE TABLE audit (id INTEGER PRIMARY KEY AUTOINCREMENT, row TEXT NOT NULL) STRICT;
     CREATE TABLE tokens (
         id TEXT PRIMARY KEY, sha256 TEXT NOT NULL UNIQUE, created_at_ms INTEGER NOT NULL, row TEXT NOT NULL
-    ) STRICT;"];
+    ) STRICT;";
+
+/// An owner may submit for several teams; each has keys of its own.
+const KEYS_BY_TEAM: &str = "ALTER TABLE idempotency RENAME TO keys_by_owner;
+    CREATE TABLE idempotency (
+        team TEXT NOT NULL, owner TEXT NOT NULL, key TEXT NOT NULL, digest TEXT NOT NULL,
+        job INTEGER NOT NULL, seq INTEGER NOT NULL,
+        PRIMARY KEY (team, owner, key)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO idempotency
+        SELECT jobs.team, keys_by_owner.owner, key, digest, job, seq
+        FROM keys_by_owner JOIN jobs ON jobs.id = keys_by_owner.job;
+    DROP TABLE keys_by_owner;";
 
 /// How long a second process (a token made by hand while serve runs) waits for the write lock.
 const BUSY: Duration = Duration::from_secs(10);
@@ -112,6 +126,26 @@ mod tests {
             .pragma_query_value(None, "user_version", |row| row.get(0))
             .unwrap();
         assert_eq!(left, 99);
+    }
+
+    #[test]
+    fn keys_of_the_first_schema_belong_to_the_team_of_their_job() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("jobs.db");
+        let db = Connection::open(&path).unwrap();
+        db.execute_batch(TABLES).unwrap();
+        db.execute_batch(
+            "INSERT INTO jobs (id, owner, team, project, phase, submitted_at_ms, record, state)
+                VALUES (7, 'ada', 'vision', 'default', 'pending', 1, '{}', '{}');
+             INSERT INTO idempotency VALUES ('ada', 'k1', 'digest', 7, 3);
+             PRAGMA user_version = 1;",
+        )
+        .unwrap();
+        drop(db);
+        let db = open(&path).unwrap();
+        let sql = "SELECT team || owner || key || digest || job || seq FROM idempotency";
+        let key: String = db.query_row(sql, [], |row| row.get(0)).unwrap();
+        assert_eq!(key, "visionadak1digest73");
     }
 
     #[test]

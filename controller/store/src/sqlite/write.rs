@@ -3,8 +3,7 @@
 use super::read;
 use crate::error::StoreError;
 use crate::rows::{
-    AttemptRow, AuditRow, Batch, DocumentRow, IdempotencyKey, JobUpdate, SealedRow, Seq, Submit, Submitted,
-    TokenRow,
+    AttemptRow, AuditRow, Batch, DocumentRow, IdempotencyKey, JobUpdate, Seq, Submit, Submitted, TokenRow,
 };
 use rackwright_core::job::{Event, JOB_VERSION, JobPhase, JobRecord, Outcome, TaskCounts, What};
 use rackwright_wire::id::JobId;
@@ -16,6 +15,10 @@ pub(super) fn submit(db: &Connection, submit: Submit) -> Result<Submitted, Store
         && let Some(first) = used_before(db, &submit, key, digest)?
     {
         return Ok(first);
+    }
+    if let Some(deadline_s) = submit.spec.deadline_s.filter(|at_s| at_s.saturating_mul(1000) <= submit.at_ms)
+    {
+        return Err(StoreError::DeadlinePast { deadline_s });
     }
     let dependencies_met = dependencies(db, &submit)?;
     let record = JobRecord {
@@ -43,8 +46,9 @@ pub(super) fn submit(db: &Connection, submit: Submit) -> Result<Submitted, Store
         },
     )?;
     if let Some((key, digest)) = &submit.idempotency {
-        let mut insert = statement(db, "INSERT INTO idempotency VALUES (?, ?, ?, ?, ?)")?;
-        run(&mut insert, params![record.owner.as_str(), key.as_str(), digest, id(record.id), signed(seq.0)])?;
+        let mut insert = statement(db, "INSERT INTO idempotency VALUES (?, ?, ?, ?, ?, ?)")?;
+        let (team, owner) = (record.team.as_str(), record.owner.as_str());
+        run(&mut insert, params![team, owner, key.as_str(), digest, id(record.id), signed(seq.0)])?;
     }
     Ok(Submitted { record, seq, replayed: false })
 }
@@ -55,9 +59,10 @@ fn used_before(
     key: &IdempotencyKey,
     digest: &str,
 ) -> Result<Option<Submitted>, StoreError> {
-    let mut select = statement(db, "SELECT digest, job, seq FROM idempotency WHERE owner = ? AND key = ?")?;
+    let sql = "SELECT digest, job, seq FROM idempotency WHERE team = ? AND owner = ? AND key = ?";
+    let mut select = statement(db, sql)?;
     let found = select
-        .query_row(params![submit.owner.as_str(), key.as_str()], |row| {
+        .query_row(params![submit.team.as_str(), submit.owner.as_str(), key.as_str()], |row| {
             Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
         })
         .optional()
@@ -71,12 +76,14 @@ fn used_before(
     Ok(Some(Submitted { record: row.record, seq: Seq(seq.unsigned_abs()), replayed: true }))
 }
 
-/// Dependencies that have succeeded already; an error for one that never will.
+/// Dependencies that have succeeded already; an error for one that never will. Another team's job is as
+/// unknown as one that was never accepted.
 fn dependencies(db: &Connection, submit: &Submit) -> Result<Vec<JobId>, StoreError> {
     let mut met = Vec::new();
     for job in &submit.spec.depends_on {
         let refuse = |why: String| StoreError::Dependency { job: *job, why };
-        let row = read::job(db, *job)?.ok_or_else(|| refuse("is not known".to_owned()))?;
+        let row = read::job(db, *job)?.filter(|row| row.record.team == submit.team);
+        let row = row.ok_or_else(|| refuse("is not known".to_owned()))?;
         match (row.state.phase, row.state.outcome) {
             (JobPhase::Finished, Some(Outcome::Succeeded)) => met.push(*job),
             (JobPhase::Finished, outcome) => {
@@ -209,28 +216,6 @@ pub(super) fn put_document(db: &Connection, document: &DocumentRow) -> Result<()
     let mut insert = statement(db, "INSERT INTO documents VALUES (?, ?, ?, ?, ?)")?;
     let DocumentRow { kind, name, generation, at_ms, json } = document;
     run(&mut insert, params![kind, name, signed(*generation), signed(*at_ms), json])
-}
-
-pub(super) fn record_sealed(db: &Connection, sealed: &SealedRow) -> Result<bool, StoreError> {
-    let mut select = statement(db, "SELECT digest FROM sealed WHERE id = ?")?;
-    let found: Option<String> =
-        select.query_row([&sealed.id], |row| row.get(0)).optional().map_err(doing("look up a sealed set"))?;
-    if let Some(digest) = found {
-        let what = || format!("sealed set {}", sealed.id);
-        return if digest == sealed.digest { Ok(false) } else { Err(StoreError::Exists { what: what() }) };
-    }
-    let mut insert = statement(db, "INSERT INTO sealed VALUES (?, ?, ?, ?, ?, ?, ?)")?;
-    let loaded = sealed.loaded_at_ms.map(signed);
-    let row = json("sealed", sealed)?;
-    let job = id(sealed.pod.job);
-    run(&mut insert, params![sealed.id, sealed.digest, sealed.kind, job, signed(sealed.at_ms), loaded, row])?;
-    Ok(true)
-}
-
-pub(super) fn mark_loaded(db: &Connection, set: &str, at_ms: u64) -> Result<(), StoreError> {
-    let sql = "UPDATE sealed SET loaded_at_ms = coalesce(loaded_at_ms, ?2), \
-               row = json_set(row, '$.loaded_at_ms', coalesce(loaded_at_ms, ?2)) WHERE id = ?1";
-    changed_one(db, sql, params![set, signed(at_ms)], || format!("sealed set {set}"))
 }
 
 pub(super) fn create_token(db: &Connection, token: &TokenRow) -> Result<(), StoreError> {

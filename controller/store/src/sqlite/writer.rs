@@ -9,8 +9,9 @@ use tokio::sync::oneshot;
 /// Requests in one commit: keeps the wait for the first of them in the milliseconds.
 const GROUP: usize = 512;
 
-/// Does its work inside the transaction and gives back what to answer once that is settled.
-type Request = Box<dyn FnOnce(&Connection) -> Reply + Send>;
+/// Does its work inside the transaction, or nothing when there is none, and gives back what to answer once
+/// that is settled.
+type Request = Box<dyn FnOnce(Result<&Connection, StoreError>) -> Reply + Send>;
 /// Told whether the commit failed, and why.
 type Reply = Box<dyn FnOnce(Option<&rusqlite::Error>, &Path) + Send>;
 
@@ -42,7 +43,7 @@ impl Writer {
     ) -> Result<T, StoreError> {
         let (sender, answer) = oneshot::channel();
         let request: Request = Box::new(move |db| {
-            let outcome = in_savepoint(db, work);
+            let outcome = db.and_then(|db| in_savepoint(db, work));
             Box::new(move |commit, path| {
                 let answer = match commit {
                     None => outcome,
@@ -62,14 +63,17 @@ impl Writer {
 fn write_all(db: &Connection, path: &Path, requests: &Receiver<Request>) {
     while let Ok(first) = requests.recv() {
         if let Err(error) = db.execute_batch("BEGIN IMMEDIATE") {
-            first(db)(Some(&error), path);
+            // Outside a transaction a savepoint is one of its own, and durable: nothing may run here.
+            for request in std::iter::once(first).chain(requests.try_iter()).take(GROUP) {
+                request(Err(translate(&error, path)))(None, path);
+            }
             continue;
         }
-        let mut replies = vec![first(db)];
+        let mut replies = vec![first(Ok(db))];
         // SQLite ends the whole transaction by itself when the disk is full: nothing may join it then.
         while replies.len() < GROUP && !db.is_autocommit() {
             let Ok(next) = requests.try_recv() else { break };
-            replies.push(next(db));
+            replies.push(next(Ok(db)));
         }
         let failed = commit(db).err();
         for reply in replies {
@@ -115,4 +119,39 @@ fn translate(error: &rusqlite::Error, path: &Path) -> StoreError {
     let code = code.unwrap_or_else(|| rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ERROR));
     let source = rusqlite::Error::SqliteFailure(code, Some(error.to_string()));
     StoreError::Sqlite { doing: "commit to the job store", source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn insert(db: &Connection) -> Result<usize, StoreError> {
+        let failed = |source| StoreError::Sqlite { doing: "insert", source };
+        db.execute("INSERT INTO rows VALUES (1)", []).map_err(failed)
+    }
+
+    #[tokio::test]
+    async fn what_was_answered_with_an_error_is_not_stored() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("jobs.db");
+        let other = Connection::open(&path).unwrap();
+        other.execute_batch("CREATE TABLE rows (number INTEGER)").unwrap();
+        let stored = || {
+            let reader = Connection::open(&path).unwrap();
+            reader.query_row("SELECT count(*) FROM rows", [], |row| row.get::<_, i64>(0)).unwrap()
+        };
+        let db = Connection::open(&path).unwrap();
+        db.busy_timeout(std::time::Duration::ZERO).unwrap();
+        let writer = Writer::start(db, &path, 8).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        // The lock is let go just after it kept the transaction from beginning.
+        let refused = writer.run(move |db| {
+            other.execute_batch("ROLLBACK").unwrap();
+            insert(db)
+        });
+        assert!(refused.await.is_err());
+        assert_eq!(stored(), 0);
+        writer.run(insert).await.unwrap();
+        assert_eq!(stored(), 1);
+    }
 }
