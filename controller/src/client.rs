@@ -103,6 +103,9 @@ impl Client {
 
     fn new(url: &str, ca: Option<(PathBuf, String)>, token: &str) -> Result<Self, Report> {
         check_address(url)?;
+        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(missing("usable token", "it is one word that begins with rw_"));
+        }
         let mut builder = reqwest::Client::builder().connect_timeout(CONNECT).read_timeout(ANSWER);
         if let Some((path, pem)) = ca {
             let unusable = |cause| Report::from(cause).exit(Report::BAD_INPUT);

@@ -1,6 +1,6 @@
 //! A CSV file of the user's as a table: numbers stay, words become codes.
 //!
-//! Quoting as in RFC 4180, but without line breaks in a cell. A column whose every cell is a number is
+//! Quoting as in RFC 4180, but without line breaks in a cell. A column whose every cell is a finite number is
 //! `Float64`; any other gets a code per distinct word in order of first appearance (`UInt32`).
 
 use crate::table::{Table, Type};
@@ -52,7 +52,10 @@ pub fn read(text: &str) -> Result<Table, CsvError> {
         rows.push(row);
     }
     let numeric: Vec<bool> = (0..names.len())
-        .map(|column| rows.iter().all(|row| row.get(column).is_some_and(|cell| cell.parse::<f64>().is_ok())))
+        .map(|column| {
+            rows.iter()
+                .all(|row| row.get(column).is_some_and(|cell| cell.parse::<f64>().is_ok_and(f64::is_finite)))
+        })
         .collect();
     let mut codes: Vec<BTreeMap<&str, usize>> = vec![BTreeMap::new(); names.len()];
     let mut tsv = String::new();
@@ -71,7 +74,7 @@ pub fn read(text: &str) -> Result<Table, CsvError> {
     let mut columns = vec![("id".to_owned(), Type::UInt32)];
     let typed = names.iter().zip(&numeric);
     columns.extend(
-        typed.map(|(name, numeric)| (column_name(name), if *numeric { Type::Float64 } else { Type::UInt32 })),
+        typed.map(|(name, numeric)| (column_name(name), if *numeric { Type::Float64 } else { Type::Code })),
     );
     Ok(Table { columns, tsv, rows: rows.len() })
 }

@@ -123,7 +123,7 @@ impl BucketSource {
         let files = now.values().map(|(_, file)| file.clone()).collect();
         let now = Known { version: KNOWN_VERSION, objects: now };
         blocking(move || write_json(&path, &now)).await?;
-        Ok(Content { files, columns: Vec::new(), rows: None, read_bytes })
+        Ok(Content { files, columns: Vec::new(), rows: None, read_bytes, is_one_state: false })
     }
 
     /// The whole listing, in key order, with keys that can be paths.

@@ -1,6 +1,7 @@
 //! Exporting a source once into the content store, and remembering what was exported.
 //!
-//! Facts are asked before and after: an export counts only when the source did not change meanwhile.
+//! Facts are asked before and after: an export counts only when it is one state of the source. A bucket must not
+//! change meanwhile; one SELECT of a table sees one moment.
 //! The same state is never exported twice, whoever asks. A failure publishes and deletes nothing.
 
 use crate::bucket::BucketSource;
@@ -36,6 +37,8 @@ pub(crate) struct Content {
     pub(crate) columns: Vec<Column>,
     pub(crate) rows: Option<u64>,
     pub(crate) read_bytes: u64,
+    /// It was read at one moment, whatever has changed meanwhile.
+    pub(crate) is_one_state: bool,
 }
 
 /// A source with its access, ready to read.
@@ -77,7 +80,9 @@ impl Exporter {
             }
             let content = Box::pin(source.read(&self.store, &before)).await?;
             read_bytes += content.read_bytes;
-            if source.facts().await?.source == before.source {
+            // What is written to all the time is never still. Its next state has other facts than these, and is exported
+            // again.
+            if content.is_one_state || source.facts().await?.source == before.source {
                 let content = Content { read_bytes, ..content };
                 return self.remember(before, content).await;
             }

@@ -68,20 +68,13 @@ pub struct Job {
     tally: Mutex<Tally>,
 }
 
-/// Bytes received over the network, by peer.
-#[derive(Debug, Default, Clone)]
-pub struct Tally {
-    /// Everything, also of chunks that are not whole yet.
-    pub all: BTreeMap<String, u64>,
-    /// Of finished files only: what is kept for after a restart.
-    pub finished: BTreeMap<String, u64>,
-}
+/// Bytes received over the network, by peer, also of chunks that are not whole yet.
+pub type Tally = BTreeMap<String, u64>;
 
 impl Job {
     /// A fetch from these peers, best first, that adds to what was received before a restart.
-    pub fn new(sources: Vec<Peer>, finished: BTreeMap<String, u64>) -> Self {
-        let tally = Tally { all: finished.clone(), finished };
-        Self { sources: Mutex::new(sources), board: Mutex::default(), tally: Mutex::new(tally) }
+    pub fn new(sources: Vec<Peer>, before: Tally) -> Self {
+        Self { sources: Mutex::new(sources), board: Mutex::default(), tally: Mutex::new(before) }
     }
 
     /// Replaces the list of peers for everything that is still to be fetched.
@@ -100,7 +93,7 @@ impl Job {
     }
 
     fn count(&self, peer: &str, bytes: u64) {
-        *lock(&self.tally).all.entry(peer.to_owned()).or_default() += bytes;
+        *lock(&self.tally).entry(peer.to_owned()).or_default() += bytes;
     }
 
     fn pick(&self, now: Instant) -> (Pick, Vec<Peer>) {
@@ -174,7 +167,7 @@ impl Fetcher {
         if let Some(index) = index {
             self.fetch_chunk(job, &partial, index).await?;
         }
-        self.finish(job, partial).await
+        self.finish(partial).await
     }
 
     /// The missing chunks of a file; one `None` for a file that only has to be finished.
@@ -188,7 +181,7 @@ impl Fetcher {
         if resumed {
             let mut tally = lock(&job.tally);
             for (peer, bytes) in partial.verified_by_peer() {
-                *tally.all.entry(peer).or_default() += bytes;
+                *tally.entry(peer).or_default() += bytes;
             }
         }
         let mut indexes: Vec<_> = partial.missing().into_iter().map(Some).collect();
@@ -198,18 +191,12 @@ impl Fetcher {
         Ok(indexes.into_iter().map(|index| (Arc::clone(&partial), index)).collect())
     }
 
-    async fn finish(&self, job: &Job, partial: Arc<Partial>) -> Result<(), Error> {
+    async fn finish(&self, partial: Arc<Partial>) -> Result<(), Error> {
         if !partial.claim_finish() {
             return Ok(());
         }
-        let by_peer = partial.verified_by_peer();
         let store = Arc::clone(&self.store);
-        blocking(move || store.finish(&partial)).await?;
-        let mut tally = lock(&job.tally);
-        for (peer, bytes) in by_peer {
-            *tally.finished.entry(peer).or_default() += bytes;
-        }
-        Ok(())
+        blocking(move || store.finish(&partial)).await
     }
 
     async fn fetch_chunk(&self, job: &Job, partial: &Arc<Partial>, index: u64) -> Result<(), Error> {

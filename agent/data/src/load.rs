@@ -101,7 +101,7 @@ async fn load_one(store: &Store, loader: &Loader, set: &SealedSet) -> Result<(),
     let outcome = match checked(store, set) {
         Ok(count) => {
             loader.load(store, set, count).await?;
-            format!("{}\n", counted(count, "row"))
+            format!("{}{}\n", counted(count, "row"), set.but())
         }
         // It will never get better: say so once, keep the set, go on with the others.
         Err(Unread::Content(why)) => {
@@ -357,6 +357,7 @@ mod tests {
             node: "ml1".into(),
             files: vec![file],
             refused: None,
+            left_out: 0,
         }
     }
 

@@ -170,11 +170,7 @@ impl Node {
         for versions in datasets.values_mut() {
             versions.sort_by_key(|version| version.generation);
         }
-        // Nobody's data depends on them; what cannot be read is said and counts from nothing.
-        let scrub = self.scrub_counters().unwrap_or_else(|error| {
-            tracing::warn!("{}", error.chain());
-            ScrubCounters::default()
-        });
+        let scrub = self.counted_so_far();
         Ok(Held {
             version: MANIFEST_VERSION,
             server: self.config.server.clone(),
@@ -298,7 +294,7 @@ impl Node {
             self.fetcher().fetch(&manifest.files, job).await?;
         }
         let (store, signed, manifest) = (Arc::clone(&self.store), signed.clone(), manifest.clone());
-        let finished = job.tally().finished;
+        let fetched_from = job.tally();
         blocking(move || {
             store.publish(&signed, &manifest)?;
             if fetched {
@@ -306,10 +302,10 @@ impl Node {
                 store.layout().manifests()?.iter().try_for_each(|other| store.relink(other).map(|_n| ()))?;
             }
             store.settle(manifest.files.iter().filter_map(|file| hash_of(&file.blake3).ok()));
-            if finished.is_empty() {
+            if fetched_from.is_empty() {
                 return Ok(());
             }
-            let received = Received { version: COUNTERS_VERSION, fetched: finished };
+            let received = Received { version: COUNTERS_VERSION, fetched: fetched_from };
             write_json(&store.layout().at("received").join(format!("{digest}.json")), &received)
         })
         .await
@@ -328,7 +324,7 @@ impl Node {
         let bytes = if complete { manifest.bytes() } else { self.bytes_here(manifest) };
         let state = self.state();
         let fetched = match state.jobs.get(&digest) {
-            Some(job) => job.tally().all,
+            Some(job) => job.tally(),
             None => self.received_before(&digest),
         };
         let blocked = state.blocked.get(&digest).filter(|_| !complete).cloned();
@@ -372,7 +368,16 @@ impl Node {
         read_json(&path).map(|received: Received| received.fetched).unwrap_or_default()
     }
 
-    pub(crate) fn scrub_counters(&self) -> Result<ScrubCounters, Error> {
+    /// What scrubs found and repaired. Nobody's data depends on it; what cannot be read is said and counts from
+    /// nothing.
+    pub(crate) fn counted_so_far(&self) -> ScrubCounters {
+        self.scrub_counters().unwrap_or_else(|error| {
+            tracing::warn!("{}", error.chain());
+            ScrubCounters::default()
+        })
+    }
+
+    fn scrub_counters(&self) -> Result<ScrubCounters, Error> {
         let path = self.store.layout().at("scrub.json");
         if path.exists() { read_json(&path) } else { Ok(ScrubCounters::default()) }
     }

@@ -152,7 +152,7 @@ impl Node {
         };
         let job = Job::new(self.sources(), BTreeMap::new());
         let fetched = self.fetcher().fetch(std::slice::from_ref(&file), &job).await;
-        damage.fetched = job.tally().all;
+        damage.fetched = job.tally();
         let store = Arc::clone(&self.store);
         match fetched {
             Ok(()) => {
@@ -175,7 +175,7 @@ impl Node {
     }
 
     fn count_scrub(&self, found: u64, repaired: u64) -> Result<(), Error> {
-        let before = self.scrub_counters()?;
+        let before = self.counted_so_far();
         let now = ScrubCounters {
             found: before.found + found,
             repaired: before.repaired + repaired,

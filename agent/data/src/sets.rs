@@ -132,6 +132,7 @@ mod tests {
             node: "ml1".into(),
             files: vec![file],
             refused: None,
+            left_out: 0,
         }
     }
 

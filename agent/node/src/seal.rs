@@ -63,20 +63,20 @@ fn gather(set: &SealedSet, folder: &Path, staging: &Path, writers: Writers) -> R
     let failed = |cause: std::io::Error| SealError::File { path: folder.to_owned(), cause };
     let root = rustix::fs::open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW, Mode::empty())
         .map_err(|cause| failed(cause.into()))?;
-    let mut paths = Vec::new();
-    if let Some(why) = list(&root, Path::new(""), 0, &mut paths).map_err(failed)? {
+    let mut found = Listing::default();
+    if let Some(why) = list(&root, Path::new(""), 0, &mut found).map_err(failed)? {
         return Ok(SealedSet { refused: Some(why), ..set.clone() });
     }
-    paths.sort();
-    let mut files = Vec::with_capacity(paths.len());
-    for path in &paths {
+    found.files.sort();
+    let mut files = Vec::with_capacity(found.files.len());
+    for path in &found.files {
         let named = |cause| SealError::File { path: folder.join(path), cause };
         let Some(file) = open_plain(&root, path).map_err(named)? else {
             continue;
         };
         files.push(take(file, path, staging, writers).map_err(named)?);
     }
-    let sealed = SealedSet { files, ..set.clone() };
+    let sealed = SealedSet { files, left_out: found.left_out, ..set.clone() };
     let text = serde_json::to_vec(&sealed).map_err(|cause| failed(cause.into()))?;
     if text.len() > MANIFEST_BYTES {
         let why = format!("a list of files longer than {} MiB", MANIFEST_BYTES >> 20);
@@ -89,13 +89,17 @@ fn beneath() -> ResolveFlags {
     ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS
 }
 
+/// What lies in a folder.
+#[derive(Default)]
+struct Listing {
+    /// Plain files.
+    files: Vec<PathBuf>,
+    /// Links, sockets and devices, which are never part of a set.
+    left_out: u64,
+}
+
 /// Collects the files below a folder; says why they can be no set, if so.
-fn list(
-    root: &OwnedFd,
-    below: &Path,
-    depth: usize,
-    out: &mut Vec<PathBuf>,
-) -> std::io::Result<Option<String>> {
+fn list(root: &OwnedFd, below: &Path, depth: usize, out: &mut Listing) -> std::io::Result<Option<String>> {
     let too_much = || Ok(Some(format!("more than {MAX_FILES} files or {MAX_DEPTH} levels of folders")));
     if depth > MAX_DEPTH {
         return too_much();
@@ -105,13 +109,13 @@ fn list(
     let folder = rustix::fs::openat2(root.as_fd(), here, flags, Mode::empty(), beneath())?;
     for entry in rustix::fs::Dir::read_from(&folder)? {
         let entry = entry?;
-        // Links, sockets and devices are never part of a set.
-        let kind = entry.file_type();
-        if !kind.is_dir() && !kind.is_file() {
-            continue;
-        }
         let name = entry.file_name().to_str();
         if matches!(name, Ok("." | ".." | RESTORED_MARK)) {
+            continue;
+        }
+        let kind = entry.file_type();
+        if !kind.is_dir() && !kind.is_file() {
+            out.left_out += 1;
             continue;
         }
         // A manifest could not name it, and without it the set would not be what the job left.
@@ -124,10 +128,10 @@ fn list(
             if let Some(why) = list(root, &path, depth + 1, out)? {
                 return Ok(Some(why));
             }
-        } else if out.len() == MAX_FILES {
+        } else if out.files.len() == MAX_FILES {
             return too_much();
         } else {
-            out.push(path);
+            out.files.push(path);
         }
     }
     Ok(None)
@@ -217,6 +221,7 @@ mod tests {
             node: "n".to_owned(),
             files: vec![],
             refused: None,
+            left_out: 0,
         }
     }
 
@@ -235,6 +240,7 @@ mod tests {
             let sealed = seal(&results(), &folder, &spool, writers).unwrap();
             let paths: Vec<_> = sealed.files.iter().map(|file| file.path.as_str()).collect();
             assert_eq!(paths, ["deep/a.jsonl", "same.jsonl", "twin.jsonl"]);
+            assert_eq!(sealed.but(), "; 2 links or devices left out");
             let want = blake3::hash(b"{}\n").to_hex().to_string();
             assert!(sealed.files.iter().all(|file| file.blake3 == want && file.chunks == [want.clone()]));
             let object = std::fs::metadata(spool.object(&sealed, &want)).unwrap();

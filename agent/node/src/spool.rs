@@ -168,6 +168,7 @@ mod tests {
             node: "ml1".to_owned(),
             files: Vec::new(),
             refused: None,
+            left_out: 0,
         };
         let staging = spool.stage(&set).unwrap();
         spool.commit(&set, &staging).unwrap();

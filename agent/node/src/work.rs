@@ -48,6 +48,7 @@ impl WorkFolder {
             node: String::new(),
             files: Vec::new(),
             refused: None,
+            left_out: 0,
         };
         Some(Self { path, owner })
     }

@@ -38,6 +38,14 @@ pub struct SealedSet {
     /// Why what the job left could not be kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
+    /// Links, sockets and devices that the job left there too: only plain files are kept.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub left_out: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+const fn is_none(left_out: &u64) -> bool {
+    *left_out == 0
 }
 
 /// What `GET /v1/sets` answers.
@@ -71,6 +79,15 @@ impl SealedSet {
             SetKind::Checkpoint => "checkpoint",
         };
         format!("{kind}-{}-{}-{}-{}", self.job, self.task, self.attempt, self.step)
+    }
+
+    /// What stands behind a good outcome when something was left out.
+    pub fn but(&self) -> String {
+        match self.left_out {
+            0 => String::new(),
+            1 => "; 1 link or device left out".to_owned(),
+            more => format!("; {more} links or devices left out"),
+        }
     }
 
     /// BLAKE3 (hex) over the whole set's JSON.

@@ -267,6 +267,7 @@ fn data_formats_are_as_recorded() {
         node: s("ml1"),
         files: manifest().files,
         refused: None,
+        left_out: 2,
     };
     golden("sealed-v1", &set);
     golden(

@@ -26,6 +26,29 @@ pub struct Dataset {
     pub spec: SourceSpec,
     /// Servers of this role hold it.
     pub role: String,
+    /// A version is published when so many of them have it.
+    pub min_nodes: u32,
+    /// So many of them hold it; all of them when not given.
+    pub target_nodes: Option<u32>,
+}
+
+impl Dataset {
+    /// Servers that hold it, in the inventory's order, without the source, which holds everything. Where not all of
+    /// the role are to, each dataset ranks them by a hash of both names: datasets spread over the servers, and one
+    /// server more or less moves few replicas.
+    pub fn holders<'p>(&self, places: &'p [Place], source: &Place) -> Vec<&'p Place> {
+        let of_role = |place: &&Place| place.role == self.role && place.server != source.server;
+        let mut ranked: Vec<&Place> = places.iter().filter(of_role).collect();
+        if let Some(target) = self.target_nodes {
+            let rank = |place: &&Place| {
+                let names = format!("{}\n{}", self.name, place.server);
+                *blake3::hash(names.as_bytes()).as_bytes()
+            };
+            ranked.sort_by_key(rank);
+            ranked.truncate(usize::try_from(target).unwrap_or(usize::MAX));
+        }
+        places.iter().filter(|place| ranked.iter().any(|held| held.server == place.server)).collect()
+    }
 }
 
 /// A server on the data plane.
@@ -142,14 +165,21 @@ pub fn wanted(
     places: &[Place],
     source: &Place,
 ) -> BTreeMap<String, Wanted> {
-    let holds =
-        |place: &Place, dataset: &Dataset| place.server == source.server || place.role == dataset.role;
+    let held: Vec<(&Dataset, Vec<&Place>)> =
+        datasets.iter().map(|dataset| (dataset, dataset.holders(places, source))).collect();
+    let is_held_by = |place: &Place, holders: &[&Place]| {
+        place.server == source.server || holders.iter().any(|holder| holder.server == place.server)
+    };
     let holders: Vec<&Place> =
-        places.iter().filter(|place| datasets.iter().any(|dataset| holds(place, dataset))).collect();
+        places.iter().filter(|place| held.iter().any(|(_, holders)| is_held_by(place, holders))).collect();
     let chain = chain(source, &holders);
     let mut all = BTreeMap::new();
-    for place in holders {
-        let of_place = datasets.iter().filter(|dataset| holds(place, dataset));
+    // Who held something before must hear that it does not any more.
+    let told = places.iter().filter(|place| {
+        place.server == source.server || datasets.iter().any(|dataset| dataset.role == place.role)
+    });
+    for place in told {
+        let of_place = held.iter().filter(|(_, holders)| is_held_by(place, holders)).map(|(of, _)| of);
         let manifests = of_place.filter_map(|dataset| {
             let signed = published.get(&dataset.name).filter(|signed| !signed.is_empty())?;
             Some((dataset.name.clone(), signed.clone()))
@@ -334,6 +364,8 @@ mod tests {
             name: "p".into(),
             spec: SourceSpec::S3 { bucket: "b".into(), prefix: String::new() },
             role: "ml".into(),
+            min_nodes: 1,
+            target_nodes: None,
         };
         let signed = SignedManifest { version: 1, manifest: "{}".into(), signature: String::new() };
         let published = BTreeMap::from([("p".to_owned(), vec![signed])]);
@@ -350,8 +382,14 @@ mod tests {
     fn servers_hold_only_the_datasets_of_their_role() {
         let spec = SourceSpec::S3 { bucket: "b".into(), prefix: String::new() };
         let datasets = [
-            Dataset { name: "a".into(), spec: spec.clone(), role: "ml".into() },
-            Dataset { name: "b".into(), spec, role: "dev".into() },
+            Dataset {
+                name: "a".into(),
+                spec: spec.clone(),
+                role: "ml".into(),
+                min_nodes: 1,
+                target_nodes: None,
+            },
+            Dataset { name: "b".into(), spec, role: "dev".into(), min_nodes: 1, target_nodes: None },
         ];
         let places =
             [place("data1", "r", "data"), place("ml1", "r", "ml"), place("results1", "r", "results")];
@@ -362,6 +400,36 @@ mod tests {
         assert_eq!(all["data1"].datasets.len(), 2);
         assert_eq!(all["ml1"].datasets.keys().collect::<Vec<_>>(), ["a"]);
         assert!(!all.contains_key("results1"));
+    }
+
+    #[test]
+    fn so_many_servers_hold_a_dataset_as_it_wants_and_the_others_hear_that_they_do_not() {
+        let spec = SourceSpec::S3 { bucket: "b".into(), prefix: String::new() };
+        let dataset = |name: &str, target_nodes| Dataset {
+            name: name.into(),
+            spec: spec.clone(),
+            role: "ml".into(),
+            min_nodes: 1,
+            target_nodes,
+        };
+        let mut places = vec![place("data1", "r", "data")];
+        places.extend((1..=8).map(|number| place(&format!("ml{number}"), "r", "ml")));
+        let source = places[0].clone();
+        let of = |name: &str, places: &[Place]| {
+            let holders = dataset(name, Some(3)).holders(places, &source);
+            holders.iter().map(|place| place.server.clone()).collect::<Vec<_>>()
+        };
+        let names: Vec<String> = (0..20).map(|number| format!("d{number}")).collect();
+        let all: std::collections::BTreeSet<String> =
+            names.iter().flat_map(|name| of(name, &places)).collect();
+        assert!(names.iter().all(|name| of(name, &places).len() == 3) && all.len() == 8, "{all:?}");
+        let moved = |name: &&String| of(name, &places[..8]) != of(name, &places);
+        assert!(names.iter().filter(moved).all(|name| of(name, &places).contains(&"ml8".to_owned())));
+        let signed = SignedManifest { version: 1, manifest: "{}".into(), signature: String::new() };
+        let published = BTreeMap::from([("d0".to_owned(), vec![signed])]);
+        let wanted = wanted(1, &[dataset("d0", Some(3))], &published, &places, &source);
+        let holding = wanted.values().filter(|wanted| !wanted.datasets.is_empty()).count();
+        assert_eq!((wanted.len(), holding), (9, 4), "the source and three; the others hold nothing");
     }
 
     #[test]
@@ -377,7 +445,8 @@ mod tests {
             blocked: None,
         };
         let spec = SourceSpec::S3 { bucket: "b".into(), prefix: String::new() };
-        let datasets = [Dataset { name: "p".into(), spec, role: "ml".into() }];
+        let datasets =
+            [Dataset { name: "p".into(), spec, role: "ml".into(), min_nodes: 1, target_nodes: None }];
         let mut held = Held {
             version: MANIFEST_VERSION,
             server: "ml1".into(),

@@ -218,8 +218,8 @@ pub struct Dataset {
     pub role: Role,
     /// A version counts as published when so many servers have it.
     pub min_nodes: u32,
-    /// So many servers should have it.
-    pub target_nodes: u32,
+    /// So many servers hold it; all of the role when not given.
+    pub target_nodes: Option<u32>,
 }
 
 /// What a dataset is exported from.

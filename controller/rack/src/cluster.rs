@@ -197,7 +197,7 @@ impl Cluster {
     /// Gives a node its marks, and says why it is not ready.
     async fn settle(&self, inventory: &Inventory, name: &str, node: Option<&Node>) -> Result<(), String> {
         let Some(node) = node else {
-            return Err("not registered".to_owned());
+            return Err("not registered: `journalctl -u kubelet` there says why".to_owned());
         };
         let live = serde_json::to_value(node).unwrap_or_default();
         if let Some(patch) = inventory.server(name).and_then(|server| objects::node_patch(server, &live)) {

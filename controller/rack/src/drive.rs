@@ -5,6 +5,7 @@ use crate::cluster::{Cluster, ClusterError};
 use crate::conditions::{Conditions, Control};
 use crate::connect::Rack;
 use crate::head_start::HeadStart;
+use crate::kubelet;
 use crate::objects;
 use crate::pki::{Authorities, PkiError};
 use crate::probe::{Asker, ProbeError};
@@ -166,6 +167,16 @@ impl Driver {
         saved::save(&self.state, saved)
     }
 
+    /// Whether a saved plan was made from the inventory, playbooks, artifacts and secrets of now.
+    pub fn is_current(&self, saved: &Saved) -> bool {
+        saved.inputs == self.wanted.digest()
+    }
+
+    /// Ends a pending plan that a newer look at the whole rack found needless.
+    pub fn retire(&self) -> Result<(), SavedError> {
+        saved::retire(&self.state)
+    }
+
     /// Makes a plan of what was found, and does not save it. Where nobody answered there is nothing to do.
     pub fn build(&self, survey: &Survey, objects: Vec<Difference>) -> Result<Saved, SavedError> {
         let last = saved::newest_generation(&self.state)?;
@@ -179,7 +190,7 @@ impl Driver {
         };
         let objects = objects.into_iter().filter(mendable).collect();
         let plan = plan::build(cluster, last, survey.answered.clone(), absent);
-        Ok(Saved { version: SAVED_VERSION, plan, objects })
+        Ok(Saved { version: SAVED_VERSION, plan, objects, inputs: self.wanted.digest() })
     }
 
     /// As [`Driver::compare`], after letting servers finish older plans that were interrupted there, by a power cut
@@ -293,7 +304,12 @@ impl Driver {
         let servers: Vec<&str> = saved.plan.servers.iter().map(|plan| plan.server.as_str()).collect();
         let ready = |node: &str| self.teller.cluster(format!("node {node} is Ready"));
         let inventory = &self.wanted.inventory;
-        Box::pin(cluster.wait_for_nodes(inventory, &servers, runs, ready)).await?;
+        // A server that is lost just now must not delay the others' nodes.
+        let (woken, waited) = tokio::join!(
+            Box::pin(kubelet::wake(&cluster, &self.rack, &saved.plan.servers, runs, &self.teller)),
+            Box::pin(cluster.wait_for_nodes(inventory, &servers, runs, ready)),
+        );
+        waited.and(woken)?;
         let settled: BTreeSet<String> = servers
             .iter()
             .filter(|server| !runs.is_given_up(server))

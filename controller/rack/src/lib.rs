@@ -45,6 +45,7 @@ pub mod conditions;
 pub mod probe;
 
 pub mod cluster;
+mod kubelet;
 pub mod objects;
 
 pub mod drive;

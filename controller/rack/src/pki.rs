@@ -17,6 +17,8 @@ use rcgen::{
 };
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// The CAs that every cluster has.
@@ -25,6 +27,8 @@ pub const AUTHORITIES: [&str; 4] = ["kubernetes", "etcd", "front-proxy", "data"]
 const CA_LIFE_S: u64 = 10 * 365 * 86_400;
 /// Certificates begin five minutes before they are made: clocks differ.
 const BACKDATE_S: u64 = 300;
+const RESTORE: &str = "put both files of this authority back from the backup of the state folder; without a backup the rack \
+                       must become a new cluster";
 
 /// A CA could not be made, read or used.
 #[derive(Debug, thiserror::Error)]
@@ -33,22 +37,37 @@ pub enum PkiError {
     #[error(transparent)]
     State(#[from] StateError),
     /// Only one of key and certificate is there.
-    #[error("open the {ca} authority: pki/{ca}.{present} is there without pki/{ca}.{missing}")]
+    #[error("open the {ca} authority: {} is there without {}", present.display(), missing.display())]
     Half {
         /// The authority.
         ca: String,
-        /// File suffix that is there.
-        present: &'static str,
-        /// File suffix that is missing.
-        missing: &'static str,
+        /// The file that is there.
+        present: PathBuf,
+        /// The file that is missing.
+        missing: PathBuf,
     },
     /// Key and certificate are of two authorities.
-    #[error("open the {ca} authority: pki/{ca}.key is not the key of pki/{ca}.crt")]
+    #[error("open the {ca} authority: {} is not the key of {}", key.display(), cert.display())]
     Strangers {
         /// The authority.
         ca: String,
+        /// The key's file.
+        key: PathBuf,
+        /// The certificate's file.
+        cert: PathBuf,
     },
-    /// Key or certificate make no sense.
+    /// A file of it is damaged.
+    #[error("open the {ca} authority: read {}", path.display())]
+    Damaged {
+        /// The authority.
+        ca: String,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: rcgen::Error,
+    },
+    /// A key or certificate could not be made.
     #[error("{what} the {ca} authority")]
     Crypto {
         /// What was tried.
@@ -65,6 +84,24 @@ pub enum PkiError {
     /// The operating system gave no random bytes.
     #[error("get random bytes for a serial number")]
     Entropy,
+}
+
+impl PkiError {
+    /// What the operator can do, where the state folder is what is wrong.
+    pub fn help(&self) -> Option<&'static str> {
+        match self {
+            Self::Half { .. } => Some(
+                "put both files back from the backup of the state folder, and never one alone; without a backup the \
+                 rack must become a new cluster. Where nothing was ever applied, remove the one that is left",
+            ),
+            Self::Strangers { .. } | Self::Damaged { .. } => Some(RESTORE),
+            // Bytes that are no text are damage too.
+            Self::State(StateError::Io { source, .. }) if source.kind() == ErrorKind::InvalidData => {
+                Some(RESTORE)
+            }
+            Self::State(_) | Self::Crypto { .. } | Self::Unknown(_) | Self::Entropy => None,
+        }
+    }
 }
 
 /// A request is refused.
@@ -198,35 +235,45 @@ impl Authorities {
 impl Authority {
     fn open(state: &StateDir, cluster: &str, name: &str, now_s: u64) -> Result<Self, PkiError> {
         let (key_file, cert_file) = (format!("pki/{name}.key"), format!("pki/{name}.crt"));
+        let at = |file: &str| state.path(file);
         let half = |present, missing| PkiError::Half { ca: name.to_owned(), present, missing };
+        let load =
+            |key: &str, certificate| Self::load(name, (at(&key_file), key), (at(&cert_file), certificate));
         match (state.read(&key_file)?, state.read(&cert_file)?) {
-            (Some(key), Some(certificate)) => Self::load(name, &key, certificate),
-            (Some(_), None) => Err(half("key", "crt")),
-            (None, Some(_)) => Err(half("crt", "key")),
+            (Some(key), Some(certificate)) => load(&key, certificate),
+            (Some(_), None) => Err(half(at(&key_file), at(&cert_file))),
+            (None, Some(_)) => Err(half(at(&cert_file), at(&key_file))),
             (None, None) => {
                 let (key, certificate) = make(cluster, name, now_s)?;
                 // Certificate first: a kill in between leaves a half that is reported, never a key
                 // that signs under another certificate.
                 state.write(&cert_file, &certificate)?;
                 state.write(&key_file, &key)?;
-                Self::load(name, &key, certificate)
+                load(&key, certificate)
             }
         }
     }
 
-    fn load(name: &str, key: &str, certificate: String) -> Result<Self, PkiError> {
-        let crypto = |source| PkiError::Crypto { what: "open", ca: name.to_owned(), source };
-        let key = KeyPair::from_pem(key).map_err(crypto)?;
+    /// Key and certificate come with their files' paths, for errors.
+    fn load(
+        name: &str,
+        (key_path, key): (PathBuf, &str),
+        (cert_path, certificate): (PathBuf, String),
+    ) -> Result<Self, PkiError> {
+        let damaged =
+            |path: &PathBuf, source| PkiError::Damaged { ca: name.to_owned(), path: path.clone(), source };
+        let key = KeyPair::from_pem(key).map_err(|source| damaged(&key_path, source))?;
         let public = rcgen::PublicKeyData::subject_public_key_info(&key);
-        let issuer = Issuer::from_ca_cert_pem(&certificate, key).map_err(crypto)?;
+        let issuer =
+            Issuer::from_ca_cert_pem(&certificate, key).map_err(|source| damaged(&cert_path, source))?;
         let mut bytes = certificate.as_bytes();
         let Ok(Some(rustls_pemfile::Item::X509Certificate(der))) = rustls_pemfile::read_one(&mut bytes)
         else {
-            return Err(crypto(rcgen::Error::CouldNotParseCertificate));
+            return Err(damaged(&cert_path, rcgen::Error::CouldNotParseCertificate));
         };
         // A certificate holds its public key as that key itself is encoded.
         if !der.windows(public.len()).any(|part| part == public) {
-            return Err(PkiError::Strangers { ca: name.to_owned() });
+            return Err(PkiError::Strangers { ca: name.to_owned(), key: key_path, cert: cert_path });
         }
         let sha256 = hex::encode(Sha256::digest(&der));
         Ok(Self { issuer, certificate, sha256 })
@@ -334,155 +381,4 @@ fn set_life(params: &mut CertificateParams, life_s: u64, now_s: u64) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use rcgen::CustomExtension;
-    use x509_parser::prelude::{FromDer as _, X509Certificate};
-
-    const NOW: u64 = 1_790_000_000;
-    type Greed = (&'static str, fn(&mut CertificateParams));
-
-    fn authorities() -> (tempfile::TempDir, Authorities) {
-        let folder = tempfile::tempdir().unwrap();
-        let authorities = Authorities::open(&StateDir::at(folder.path()).unwrap(), "lab", NOW).unwrap();
-        (folder, authorities)
-    }
-
-    fn step() -> CertificateStep {
-        CertificateStep {
-            ca: "etcd".to_owned(),
-            common_name: "control1".to_owned(),
-            organization: String::new(),
-            sans: vec!["10.77.0.11".to_owned(), "control1".to_owned()],
-            server: true,
-            client: true,
-            cert: "/etc/x.crt".to_owned(),
-            key: "/etc/x.key".to_owned(),
-            ca_cert: "/etc/ca.crt".to_owned(),
-            ca_sha256: String::new(),
-            owner: "root:root".to_owned(),
-            life_hours: 24,
-            renew_hours: 8,
-        }
-    }
-
-    /// What an honest agent asks for.
-    fn honest(step: &CertificateStep) -> CertificateParams {
-        let mut params = CertificateParams::new(step.sans.clone()).unwrap();
-        params.distinguished_name = subject(&step.common_name, &step.organization);
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        params
-    }
-
-    fn pem(params: &CertificateParams) -> String {
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
-        params.serialize_request(&key).unwrap().pem().unwrap()
-    }
-
-    #[test]
-    fn a_key_of_another_authority_is_refused() {
-        let (folder, _authorities) = authorities();
-        let pki = folder.path().join("pki");
-        std::fs::copy(pki.join("data.key"), pki.join("etcd.key")).unwrap();
-        let opened = Authorities::open(&StateDir::at(folder.path()).unwrap(), "lab", NOW);
-        assert!(matches!(opened.err(), Some(PkiError::Strangers { ca }) if ca == "etcd"));
-    }
-
-    #[test]
-    fn an_honest_request_gets_what_the_plan_grants() {
-        let (_folder, authorities) = authorities();
-        let signed = authorities.sign(&pem(&honest(&step())), &step(), NOW).unwrap();
-        assert_eq!(signed.ca, authorities.certificate("etcd").unwrap());
-        let der = rustls_pemfile::certs(&mut signed.cert.as_bytes()).next().unwrap().unwrap();
-        let (_, leaf) = X509Certificate::from_der(&der).unwrap();
-        let ca = rustls_pemfile::certs(&mut signed.ca.as_bytes()).next().unwrap().unwrap();
-        let (_, ca) = X509Certificate::from_der(&ca).unwrap();
-        leaf.verify_signature(Some(ca.public_key())).unwrap();
-        assert_eq!(leaf.subject().to_string(), "CN=control1");
-        assert!(!leaf.is_ca());
-        let life = leaf.validity();
-        assert_eq!(life.not_before.timestamp(), i64::try_from(NOW - BACKDATE_S).unwrap());
-        assert_eq!(life.not_after.timestamp(), i64::try_from(NOW + 24 * 3600).unwrap());
-    }
-
-    #[test]
-    fn two_certificates_of_one_key_have_different_serials() {
-        let (_folder, authorities) = authorities();
-        let request = pem(&honest(&step()));
-        let first = authorities.sign(&request, &step(), NOW).unwrap();
-        let second = authorities.sign(&request, &step(), NOW).unwrap();
-        assert_ne!(first.cert, second.cert);
-    }
-
-    #[test]
-    fn a_request_that_asks_for_more_or_other_than_its_step_is_refused() {
-        let (_folder, authorities) = authorities();
-        let greedy: [Greed; 9] = [
-            ("another name", |p| p.distinguished_name = subject("admin", "")),
-            ("a group", |p| {
-                p.distinguished_name = subject("control1", "system:masters");
-            }),
-            ("one more address", |p| {
-                p.subject_alt_names.push(rcgen::SanType::IpAddress([10, 0, 0, 1].into()));
-            }),
-            ("fewer names", |p| p.subject_alt_names.clear()),
-            ("no client usage", |p| {
-                p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-            }),
-            ("code signing", |p| {
-                p.extended_key_usages.push(ExtendedKeyUsagePurpose::CodeSigning);
-            }),
-            ("to be an authority", |p| {
-                p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            }),
-            ("to sign certificates", |p| {
-                p.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-            }),
-            ("an extension of its own", |p| {
-                let odd = CustomExtension::from_oid_content(&[1, 2, 3, 4], vec![5, 0]);
-                p.custom_extensions.push(odd);
-            }),
-        ];
-        for (what, change) in greedy {
-            let mut params = honest(&step());
-            change(&mut params);
-            let refused = authorities.sign(&pem(&params), &step(), NOW);
-            assert!(refused.is_err(), "a request for {what} was signed");
-        }
-    }
-
-    #[test]
-    fn a_request_whose_signature_was_changed_is_refused() {
-        let (_folder, authorities) = authorities();
-        let text = pem(&honest(&step()));
-        let item = rustls_pemfile::read_one(&mut text.as_bytes()).unwrap();
-        let Some(rustls_pemfile::Item::Csr(der)) = item else { panic!("{item:?}") };
-        let mut der = der.to_vec();
-        let at = der.windows(8).position(|window| window == b"control1").unwrap();
-        der[at + 7] = b'2';
-        let body = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, der);
-        let forged =
-            format!("-----BEGIN CERTIFICATE REQUEST-----\n{body}\n-----END CERTIFICATE REQUEST-----\n");
-        let refused = authorities.sign(&forged, &step(), NOW).unwrap_err();
-        assert!(matches!(refused, SignError::Csr(CsrError::BadSignature)), "{refused}");
-    }
-
-    #[test]
-    fn authorities_stay_the_same_and_their_keys_are_private() {
-        let (folder, first) = authorities();
-        let state = StateDir::at(folder.path()).unwrap();
-        let again = Authorities::open(&state, "lab", NOW + 999).unwrap();
-        assert_eq!(first.fingerprints(), again.fingerprints());
-        assert_eq!(first.fingerprints().len(), 4);
-    }
-
-    #[test]
-    fn half_an_authority_is_reported_and_not_replaced() {
-        let (folder, _first) = authorities();
-        std::fs::remove_file(folder.path().join("pki/etcd.key")).unwrap();
-        let state = StateDir::at(folder.path()).unwrap();
-        assert!(matches!(Authorities::open(&state, "lab", NOW), Err(PkiError::Half { .. })));
-        assert!(folder.path().join("pki/etcd.crt").exists());
-    }
-}
+mod tests;

@@ -25,6 +25,9 @@ pub struct Saved {
     pub plan: Plan,
     /// What differs in the cluster's own objects.
     pub objects: Vec<Difference>,
+    /// [`Wanted::digest`](crate::survey::Wanted::digest) of what it was made from; empty in plans of older builds.
+    #[serde(default)]
+    pub inputs: String,
 }
 
 impl Saved {
@@ -141,6 +144,14 @@ pub fn pending(state: &StateDir) -> Result<Option<Saved>, SavedError> {
     serde_json::from_str(&text).map(Some).map_err(|source| SavedError::Syntax { file, source })
 }
 
+/// Ends the pending plan, if there is one, without applying it: a newer look at the rack found it needless.
+pub fn retire(state: &StateDir) -> Result<(), SavedError> {
+    match generations(state)?.last_key_value() {
+        Some((generation, false)) => conclude(state, *generation, &BTreeMap::new()),
+        Some((_, true)) | None => Ok(()),
+    }
+}
+
 /// One server's part of any plan that was ever saved, newest first: a server may still hold one that was
 /// interrupted there.
 pub fn server_plan(state: &StateDir, id: &str) -> Result<Option<ServerPlan>, SavedError> {
@@ -198,7 +209,7 @@ mod tests {
             servers: Vec::new(),
             absent: Vec::new(),
         };
-        Saved { version: SAVED_VERSION, plan, objects: Vec::new() }
+        Saved { version: SAVED_VERSION, plan, objects: Vec::new(), inputs: "ef".repeat(32) }
     }
 
     #[test]
@@ -265,6 +276,29 @@ mod tests {
                 assert!(cause.starts_with("version 2, this build reads 1"), "{cause}");
             }
         }
+    }
+
+    #[test]
+    fn a_plan_of_an_older_build_was_made_from_nothing_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::at(folder.path()).unwrap();
+        let mut older = serde_json::to_value(plan(9)).unwrap();
+        older.as_object_mut().unwrap().remove("inputs");
+        state.write("plans/000009.json", &older.to_string()).unwrap();
+        assert_eq!(pending(&state).unwrap().unwrap().inputs, "");
+    }
+
+    #[test]
+    fn a_retired_plan_is_pending_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::at(folder.path()).unwrap();
+        retire(&state).unwrap();
+        assert_eq!(state.list("plans").unwrap(), Vec::<String>::new(), "nothing is there to retire");
+        save(&state, &plan(9)).unwrap();
+        save(&state, &plan(10)).unwrap();
+        retire(&state).unwrap();
+        assert_eq!(pending(&state).unwrap(), None, "an older plan never comes back");
+        assert_eq!(newest_generation(&state).unwrap(), 10);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use rackwright_core::playbook::{self, Context, ContextError, Playbook};
 use rackwright_wire::facts::Facts;
 use rackwright_wire::plan::{CheckRequest, PLAN_VERSION};
 use rackwright_wire::step::{Step, StepKind};
+use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -128,6 +129,15 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 impl Wanted {
+    /// SHA-256 (hex) over all that plans are made from, besides what servers say: inventory, playbooks, hashes of
+    /// artifacts, CAs and secrets. Never over a secret alone. A plan of another digest is not what is wanted now.
+    pub fn digest(&self) -> String {
+        let artifacts: Vec<_> = self.artifacts.iter().map(|of| (&of.name, &of.sha256)).collect();
+        let inputs =
+            (&self.inventory, &self.playbooks, artifacts, &self.pki, &self.secrets, &self.agent.sha256);
+        hex::encode(Sha256::digest(format!("{inputs:?}")))
+    }
+
     /// Asks and compares the named servers.
     pub async fn survey(&self, rack: &Rack, servers: &[&str], teller: &Teller) -> Survey {
         let artifacts: BTreeMap<String, String> =
@@ -212,5 +222,33 @@ pub fn artifact_of(step: &Step) -> Option<&str> {
         | StepKind::Slice { .. }
         | StepKind::Wait { .. }
         | StepKind::Command { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(password: &str, agent: &str) -> Wanted {
+        let lab = include_str!("../../../inventory/lab.toml");
+        Wanted {
+            inventory: Inventory::parse("inventory/lab.toml", lab).unwrap(),
+            playbooks: Playbook::builtin().unwrap(),
+            artifacts: Vec::new(),
+            pki: BTreeMap::new(),
+            secrets: BTreeMap::from([("clickhouse_password".to_owned(), password.to_owned())]),
+            agent: AgentBinary { path: PathBuf::from("/agent"), sha256: agent.to_owned() },
+        }
+    }
+
+    #[test]
+    fn another_secret_inventory_or_agent_is_another_digest() {
+        let now = wanted("new", "aa").digest();
+        assert_eq!(now, wanted("new", "aa").digest(), "the same inputs are recognised");
+        assert_ne!(now, wanted("old", "aa").digest());
+        assert_ne!(now, wanted("new", "bb").digest());
+        let mut smaller = wanted("new", "aa");
+        smaller.inventory.servers.pop();
+        assert_ne!(now, smaller.digest());
     }
 }

@@ -4,6 +4,7 @@
 //! a batch for the store and then, once that is durable, as tasks for the workers. When the store
 //! cannot write, nothing leaves until it can; submits are refused meanwhile.
 
+use crate::clock::Clock;
 use crate::cluster::Change;
 use crate::counters::Counters;
 use crate::data_source::Checkpoint;
@@ -59,6 +60,8 @@ pub(crate) struct Brain {
     pub(crate) store: SqliteStore,
     /// The state machine.
     pub(crate) sched: Sched,
+    /// What time it is for the state machine.
+    pub(crate) clock: Clock,
     /// The last sight of the cluster.
     pub(crate) world: World,
     /// The workers.
@@ -159,10 +162,16 @@ impl Brain {
         durable
     }
 
+    /// The time that the scheduler goes by.
+    fn now_ms(&mut self) -> u64 {
+        self.clock.now_ms(self.sched.clock_ms(), now_ms(), Instant::now().into_std())
+    }
+
     /// When the scheduler wants to be asked again.
-    fn next_wake(&self) -> Instant {
+    fn next_wake(&mut self) -> Instant {
+        let now = self.now_ms();
         let wait = self.sched.next_wake_ms().map_or(LONGEST_SLEEP, |at| {
-            Duration::from_millis(at.saturating_sub(now_ms())).clamp(Duration::from_millis(1), LONGEST_SLEEP)
+            Duration::from_millis(at.saturating_sub(now)).clamp(Duration::from_millis(1), LONGEST_SLEEP)
         });
         Instant::now() + wait
     }
@@ -249,7 +258,8 @@ impl Brain {
             Done::Listed(snapshot) => {
                 self.health.synced(now_ms());
                 if !std::mem::replace(&mut self.seen, true) {
-                    self.sched.sight(Some(now_ms()));
+                    let now = self.now_ms();
+                    self.sched.sight(Some(now));
                 }
                 let pods = snapshot.pods.iter().filter(|pod| self.must_settle(pod));
                 let held: HashSet<String> = pods.map(|pod| pod.uid.clone()).collect();
@@ -319,7 +329,7 @@ impl Brain {
 
     /// Tells the scheduler, and the log when it is news.
     fn learn(&mut self, what: What, round: &mut Round) {
-        let event = Event::new(now_ms(), what);
+        let event = Event::new(self.now_ms(), what);
         if self.sched.is_news(&event) {
             self.sched.apply(&event);
             round.batch.events.push(event);
@@ -329,7 +339,7 @@ impl Brain {
     /// Nothing is decided before the cluster was seen once: what the log says of it may be old.
     fn decide(&mut self, round: &mut Round) {
         if self.health.is_synced() {
-            let now = now_ms();
+            let now = self.now_ms();
             for action in self.sched.decide(now) {
                 round.batch.events.push(Event::decided(now, action.clone()));
                 round.tasks.extend(self.task(action));
@@ -488,7 +498,7 @@ impl Brain {
     }
 }
 
-/// Milliseconds since the epoch.
+/// Milliseconds since the epoch by the wall clock, which may be put back; the scheduler goes by [`Clock`].
 pub(crate) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)

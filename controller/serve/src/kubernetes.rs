@@ -1,6 +1,7 @@
 //! The cluster trait over a real Kubernetes.
 
 use crate::cluster::{Change, Cluster, ClusterError, Created, Snapshot};
+use crate::log_text::{self, Pieces};
 use crate::seen::{self, PodSeen};
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -25,7 +26,7 @@ const RECONNECT: Duration = Duration::from_secs(1);
 /// Lines asked for at most when a tail is archived: the bytes are cut afterwards.
 const TAIL_LINES: i64 = 2000;
 /// Bytes asked for at most for a tail; lines longer than this on average are cut at the front.
-const TAIL_LIMIT: i64 = 4 << 20;
+const TAIL_LIMIT: u32 = 4 << 20;
 /// Objects per page of a full list: bounds what one answer takes in memory.
 const PAGE: u32 = 500;
 /// Bytes read at once from a followed log.
@@ -171,15 +172,16 @@ impl Kubernetes {
     }
 
     async fn tail(&self, namespace: &str, name: &str, tail_bytes: usize) -> Result<String, ClusterError> {
-        let params =
-            LogParams { tail_lines: Some(TAIL_LINES), limit_bytes: Some(TAIL_LIMIT), ..LogParams::default() };
-        let text = within(self.pods(namespace).logs(name, &params)).await;
-        let mut text = text.map_err(|cause| cause.reading(format!("read the log of {namespace}/{name}")))?;
-        if text.len() > tail_bytes {
-            let cut = text.ceil_char_boundary(text.len() - tail_bytes);
-            text.drain(..cut);
-        }
-        Ok(text)
+        let doing = format!("read the log of {namespace}/{name}");
+        let limit_bytes = Some(i64::from(TAIL_LIMIT));
+        let params = LogParams { tail_lines: Some(TAIL_LINES), limit_bytes, ..LogParams::default() };
+        // Bytes, for `Api::logs` refuses a log that is no UTF-8.
+        let reader = within(self.pods(namespace).log_stream(name, &params)).await;
+        let reader = reader.map_err(|cause| cause.reading(doing.clone()))?;
+        let mut log = Vec::new();
+        let read = Box::pin(reader).take(u64::from(TAIL_LIMIT)).read_to_end(&mut log).await;
+        read.map_err(|cause| ClusterError::Away { doing, source: Box::new(cause) })?;
+        Ok(log_text::tail(&log, tail_bytes))
     }
 
     async fn stream(
@@ -190,11 +192,13 @@ impl Kubernetes {
         let params = LogParams { follow: true, ..LogParams::default() };
         let reader = within(self.pods(namespace).log_stream(name, &params)).await;
         let reader = reader.map_err(|cause| cause.doing(format!("follow the log of {namespace}/{name}")))?;
-        let chunks = stream::try_unfold(Box::pin(reader), |mut reader| async move {
+        let begin = (Box::pin(reader), Pieces::default());
+        let chunks = stream::try_unfold(begin, |(mut reader, mut pieces)| async move {
             let mut chunk = vec![0; CHUNK];
             let count = reader.read(&mut chunk).await?;
             chunk.truncate(count);
-            Ok((count > 0).then(|| (Bytes::from(chunk), reader)))
+            let text = if count > 0 { pieces.text(&chunk) } else { pieces.rest() };
+            Ok((count > 0 || !text.is_empty()).then(|| (Bytes::from(text), (reader, pieces))))
         });
         Ok(chunks.boxed())
     }

@@ -2,8 +2,8 @@
 //!
 //! Modules in the order in which a job flows through them: what serve is told ([`config`]), who calls
 //! and what goes wrong ([`auth`], [`problem`], [`limit`]), the table of routes and its handlers
-//! ([`routes`], [`http`]), the loop that owns the scheduler ([`recover`], [`brain`], [`world`]), the workers that
-//! carry out what it decides ([`hands`], [`pod`], [`cluster`], [`kubernetes`], [`seen`]), and what is kept
+//! ([`routes`], [`http`]), the loop that owns the scheduler ([`recover`], [`clock`], [`brain`], [`world`]), the workers that
+//! carry out what it decides ([`hands`], [`pod`], [`cluster`], [`kubernetes`], [`log_text`], [`seen`]), and what is kept
 //! ([`history`]). [`server`] puts them together.
 //!
 //! What must never happen here: an action that leaves before the event that decided it is durable, a
@@ -11,6 +11,7 @@
 
 mod app;
 mod brain;
+mod clock;
 mod cluster;
 mod counters;
 mod data_source;
@@ -22,6 +23,7 @@ mod http;
 mod kubernetes;
 mod limit;
 mod listener;
+mod log_text;
 mod pod;
 mod quantity;
 mod recover;

@@ -107,7 +107,9 @@ fn container(
         amounts.insert("nvidia.com/gpu", resources.gpu.get().div_ceil(1000).to_string());
     }
     // An empty list would replace the image's own entry point by nothing.
-    let given = |words: &Vec<String>| (!words.is_empty()).then(|| json!(words));
+    let given = |words: &Vec<String>| {
+        (!words.is_empty()).then(|| json!(words.iter().map(|word| literal(word)).collect::<Vec<_>>()))
+    };
     json!({
         "name": "job",
         "image": job.spec.image,
@@ -123,10 +125,16 @@ fn container(
     })
 }
 
+/// A word that reaches the container as it was submitted: of commands, arguments and values the kubelet
+/// makes `$` from `$$`, and a variable's value from `$(NAME)`.
+fn literal(word: &str) -> String {
+    word.replace('$', "$$")
+}
+
 /// The job's own environment first, then ours: a later entry of the same name counts.
 fn env(job: &JobRecord, key: PodKey, resume: Option<&CheckpointRef>) -> Vec<Value> {
     let mut all: Map<String, Value> =
-        job.spec.env.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
+        job.spec.env.iter().map(|(name, value)| (name.clone(), json!(literal(value)))).collect();
     let mut ours = |name: &str, value: String| all.insert(format!("RACKWRIGHT_{name}"), json!(value));
     ours("JOB", key.job.to_string());
     ours("TASK_INDEX", key.task.to_string());
@@ -216,6 +224,19 @@ mod tests {
             "resources": {"cpu": "1500m", "memory": "512MiB"}, "max_run_time_s": 600}"#;
         let resume = CheckpointRef { task: TaskIndex(7), step: 20, set: "checkpoint-x-7-1-20".to_owned() };
         insta::assert_snapshot!(rendered(spec, 7, 2, Some(&resume)));
+    }
+
+    #[test]
+    fn what_is_submitted_is_what_runs() {
+        let spec = r#"{"name": "fit", "image": "i", "command": ["sh", "-c", "echo $(RACKWRIGHT_JOB) $$ $HOME"],
+            "args": ["$$(X)", "5$"], "env": {"PRICE": "$$5", "SAME": "$(PRICE)"}}"#;
+        let pod: Value = serde_json::from_str(&rendered(spec, 0, 1, None)).unwrap();
+        let container = &pod["spec"]["containers"][0];
+        assert_eq!(container["command"], json!(["sh", "-c", "echo $$(RACKWRIGHT_JOB) $$$$ $$HOME"]));
+        assert_eq!(container["args"], json!(["$$$$(X)", "5$$"]));
+        let env = container["env"].as_array().unwrap();
+        assert!(env.contains(&json!({"name": "PRICE", "value": "$$$$5"})));
+        assert!(env.contains(&json!({"name": "SAME", "value": "$$(PRICE)"})));
     }
 
     #[test]

@@ -58,6 +58,7 @@ impl DataSource for Checkpoints {
                 node: "ml1".to_owned(),
                 files: Vec::new(),
                 refused: refused.map(str::to_owned),
+                left_out: 0,
             };
             let sets = vec![set(1, Some("too much")), set(2, None), set(3, None)];
             let outcomes = [(sets[1].id(), "20 rows".to_owned())].into();
@@ -231,6 +232,12 @@ async fn a_job_runs_is_archived_and_its_pod_pruned() {
     assert_eq!(job["attempts"][0]["node"], "ml1");
     rig.until("prune", async || rig.cluster.names().is_empty()).await;
     assert_eq!(rig.text(&format!("/v1/jobs/{id}/logs")).await, format!("{pod} said this\n"));
+    let none = rig.get(&format!("/v1/jobs/{id}/logs?attempt=99")).await;
+    assert_eq!(
+        (&none["code"], &none["detail"]),
+        (&json!("not-found"), &json!(format!("no attempt 99 of task 0 of job {id} here")))
+    );
+    assert_eq!(none["hint"], "the task has 1 attempt so far, counted from 1");
     let usage = rig.get("/v1/usage").await;
     assert_eq!(usage["rows"].as_array().unwrap().len(), 1);
     assert_eq!(rig.get("/v1/etcd").await["pods_peak"], 1);

@@ -4,7 +4,7 @@
 
 use crate::quantity;
 use k8s_openapi::api::core::v1::{
-    Container, ContainerStateTerminated, Node, NodeStatus, Pod, PodSpec, PodStatus, Taint,
+    Container, ContainerStateTerminated, Node, NodeStatus, Pod, PodCondition, PodSpec, PodStatus, Taint,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use rackwright_core::job::{self, Capacity, HeldDataset, NodeFacts, Resources};
@@ -65,6 +65,8 @@ pub(crate) struct Ended {
     pub(crate) started_ms: u64,
     /// Milliseconds since the epoch; 0 when the kubelet did not say.
     pub(crate) finished_ms: u64,
+    /// Kubernetes says that it took the pod away, such as with its node.
+    pub(crate) disrupted: bool,
 }
 
 /// A pod as it was last seen.
@@ -321,10 +323,14 @@ fn why(status: &PodStatus) -> String {
 
 fn ended(status: &PodStatus, terminated: Option<&ContainerStateTerminated>) -> Ended {
     let pod_reason = status.reason.clone().filter(|reason| !reason.is_empty());
+    let disruption = disruption(status);
     let Some(own) = terminated else {
+        let (reason, message) =
+            disruption.map(|it| (it.reason.clone(), it.message.clone())).unwrap_or_default();
         return Ended {
-            reason: pod_reason.unwrap_or_default(),
-            message: status.message.clone().unwrap_or_default(),
+            reason: pod_reason.or(reason).unwrap_or_default(),
+            message: status.message.clone().or(message).unwrap_or_default(),
+            disrupted: disruption.is_some(),
             ..Ended::default()
         };
     };
@@ -338,7 +344,14 @@ fn ended(status: &PodStatus, terminated: Option<&ContainerStateTerminated>) -> E
         // Kubernetes cuts times to whole seconds: the room was held until some moment of that second, which
         // the scheduler ends at what it has seen itself.
         finished_ms: own.finished_at.as_ref().map_or(0, |at| millis(at) + 999),
+        disrupted: disruption.is_some(),
     }
+}
+
+/// Set by the pod garbage collector, the taint manager, evictions and preemptions.
+fn disruption(status: &PodStatus) -> Option<&PodCondition> {
+    let conditions = status.conditions.as_deref().unwrap_or_default();
+    conditions.iter().find(|condition| condition.type_ == "DisruptionTarget" && condition.status == "True")
 }
 
 fn millis(time: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Time) -> u64 {
@@ -403,6 +416,24 @@ mod tests {
             (Some(137), "OOMKilled", "bye")
         );
         assert_eq!(end.finished_ms - end.started_ms, 2999, "until the end of the second that it names");
+    }
+
+    #[test]
+    fn a_pod_that_went_with_its_node_says_so() {
+        let condition = |status: &str| {
+            let seen = pod_of(json!({"status": {"phase": "Failed",
+                "conditions": [{"type": "DisruptionTarget", "status": status, "reason": "DeletionByPodGC",
+                    "message": "PodGC: node no longer exists"}],
+                "containerStatuses": [{"name": "job", "image": "i", "imageID": "", "ready": true, "restartCount": 0,
+                    "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}]}}));
+            let PodState::Failed(end) = seen.state else { panic!("{seen:?}") };
+            end
+        };
+        let taken = condition("True");
+        assert_eq!((taken.disrupted, taken.exit_code), (true, None));
+        assert_eq!(taken.reason, "DeletionByPodGC");
+        assert_eq!(taken.message, "PodGC: node no longer exists");
+        assert_eq!(condition("False"), Ended::default());
     }
 
     #[test]

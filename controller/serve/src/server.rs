@@ -3,6 +3,7 @@
 use crate::app::{App, Parts};
 use crate::auth::Tokens;
 use crate::brain::Brain;
+use crate::clock::Clock;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::counters::Counters;
@@ -24,6 +25,7 @@ use rackwright_store::{SqliteOptions, SqliteStore, StoreError};
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::net::TcpListener;
 use tokio::sync::{RwLock, mpsc};
 use tokio_rustls::TlsAcceptor;
@@ -128,6 +130,7 @@ impl Server {
         let tools = tools(&config, &outside, &counters);
         let brain = Brain {
             store: store.clone(),
+            clock: Clock::new(sched.clock_ms(), Instant::now()),
             sched,
             world: World::default(),
             hands: Hands::start(tools, &done, &stop, &tasks),

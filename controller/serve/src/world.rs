@@ -229,7 +229,9 @@ fn was_taken(end: &Ended) -> bool {
         | "NodeLost"
         | "Unknown"
         | "ContainerStatusUnknown" => true,
-        _ => false,
+        "DeadlineExceeded" => false,
+        // Its container may have failed by itself just before, and then that counts.
+        _ => end.disrupted && end.exit_code.is_none_or(|code| code == 0),
     }
 }
 
@@ -307,6 +309,23 @@ mod tests {
         assert!(world.request(&sched), "it failed, or nobody took it");
         world.snapshot(Snapshot::default(), &HashSet::new(), &sched);
         assert!(world.request(&sched), "it came");
+    }
+
+    #[test]
+    fn what_kubernetes_took_away_is_lost_unless_it_had_ended_by_itself() {
+        let end = |reason: &str, exit_code, disrupted| Ended {
+            reason: reason.to_owned(),
+            message: "usage exceeds its limit".to_owned(),
+            exit_code,
+            disrupted,
+            ..Ended::default()
+        };
+        assert!(was_taken(&end("DeletionByPodGC", None, true)));
+        assert!(was_taken(&end("Completed", Some(0), true)), "nobody has said that it succeeded");
+        assert!(!was_taken(&end("Error", None, false)), "nobody took it");
+        assert!(!was_taken(&end("Error", Some(3), true)), "it had failed before");
+        assert!(!was_taken(&end("Evicted", None, true)), "it took more than it had asked for");
+        assert!(!was_taken(&end("DeadlineExceeded", None, true)), "we stopped it");
     }
 
     #[test]

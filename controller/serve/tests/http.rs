@@ -164,6 +164,19 @@ async fn every_bad_submit_is_a_problem_with_a_code_and_a_hint() {
 }
 
 #[tokio::test]
+async fn a_body_that_is_said_to_be_something_else_than_json_is_refused() {
+    let rig = Rig::new(Limits::default()).await;
+    let submit = |kind: &str| rig.submit(job().to_string()).header("Content-Type", kind);
+    for kind in ["text/plain", "application/x-www-form-urlencoded", ""] {
+        refused(submit(kind), StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid-request").await;
+    }
+    assert_eq!(ok(rig.get("/v1/jobs")).await["jobs"], json!([]), "a refused body changed something");
+    ok(submit("Application/JSON; charset=utf-8")).await;
+    ok(rig.submit(job().to_string())).await;
+    rig.server.stop().await;
+}
+
+#[tokio::test]
 async fn a_chunked_body_over_the_limit_is_refused_too() {
     let rig = Rig::new(Limits { body_bytes: 1024, ..Limits::default() }).await;
     let chunks = futures::stream::iter((0..64).map(|_| Ok::<_, std::io::Error>(vec![b' '; 1024])));

@@ -17,7 +17,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(300);
 /// Replicate master data and see where it is.
 #[derive(Debug, Subcommand)]
 pub(crate) enum DataCommand {
-    /// Export what changed, once, and wait until every node has it; exit 3 when some do not.
+    /// Export what changed, once, and wait until every node that should has it; exit 3 when fewer than `min_nodes` do.
     Sync {
         /// Datasets [default: all].
         datasets: Vec<String>,

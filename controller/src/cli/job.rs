@@ -255,6 +255,9 @@ fn body(args: &SubmitArgs) -> Result<Value, Report> {
     Ok(Value::Object(body))
 }
 
+/// What the controller takes of a body.
+const MOST_BYTES: u64 = 1024 * 1024;
+
 /// A job file that is of no use.
 #[derive(Debug, thiserror::Error)]
 #[error("read the job in {}", path.display())]
@@ -270,10 +273,13 @@ fn read(path: &std::path::Path) -> Result<Map<String, Value>, Report> {
         Report::new(unread).help("it holds one JSON object, or is `-` for stdin").exit(Report::BAD_INPUT)
     };
     let mut text = String::new();
-    if path.as_os_str() == "-" {
-        std::io::stdin().lock().read_to_string(&mut text).map_err(|cause| bad(cause.into()))?;
+    let read = if path.as_os_str() == "-" {
+        std::io::stdin().lock().take(MOST_BYTES + 1).read_to_string(&mut text)
     } else {
-        text = std::fs::read_to_string(path).map_err(|cause| bad(cause.into()))?;
+        std::fs::File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_string(&mut text))
+    };
+    if read.map_err(|cause| bad(cause.into()))? as u64 > MOST_BYTES {
+        return Err(bad("it is larger than 1 MiB".into()));
     }
     serde_json::from_str(&text).map_err(|cause| bad(cause.into()))
 }

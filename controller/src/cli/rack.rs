@@ -15,10 +15,10 @@ use crate::report::Report;
 use clap::{Args, Subcommand};
 use rackwright_core::lint::{Lint, lint};
 use rackwright_rack::cluster::kubeconfig;
-use rackwright_rack::drive::{Applied, now_s};
+use rackwright_rack::drive::{Applied, Driver, now_s};
 use rackwright_rack::objects::ADMINS;
 use rackwright_rack::preflight::preflight;
-use rackwright_rack::saved;
+use rackwright_rack::saved::{self, Saved};
 use rackwright_rack::survey::{Survey, SurveyError};
 use rackwright_wire::words::counted;
 use std::io::{BufRead as _, IsTerminal as _};
@@ -86,7 +86,8 @@ pub(crate) struct ApplyArgs {
     /// Apply although the plan looks dangerous.
     #[arg(long)]
     insist: bool,
-    /// Make a new plan even if one is pending; `--only` does so too.
+    /// Make a new plan even if one is pending; `--only` does so too. Without it a pending one is made anew when
+    /// inventory, playbooks, artifacts or secrets changed.
     #[arg(long)]
     fresh: bool,
     /// Seconds to wait for the nodes once the API is ready.
@@ -147,6 +148,8 @@ async fn plan(place: &Place, out: Out) -> Result<ExitCode, Report> {
     if !saved.is_empty() && !blocked {
         driver.save(&saved).map_err(Report::new)?;
         out.say(format_args!("saved; `rackwright apply` makes it so"));
+    } else if saved.is_empty() && saved.plan.absent.is_empty() && place.only.is_empty() {
+        driver.retire().map_err(Report::new)?;
     }
     Ok(code_of(&survey, u8::from(blocked || broken)))
 }
@@ -167,13 +170,7 @@ async fn apply(args: &ApplyArgs, out: Out) -> Result<ExitCode, Report> {
     let started = Instant::now();
     let (driver, watch) = Box::pin(open::driver(&args.place, out)).await?;
     let _lock = driver.state.lock().map_err(open::state)?;
-    let pending = if args.fresh || !args.place.only.is_empty() {
-        None
-    } else {
-        // Who was absent then may be here now: such a plan is made anew.
-        saved::pending(&driver.state).map_err(Report::new)?.filter(|saved| saved.plan.absent.is_empty())
-    };
-    let (saved, survey) = if let Some(saved) = pending {
+    let (saved, survey) = if let Some(saved) = pending(args, &driver, out)? {
         out.say(format_args!(
             "applying the saved plan of generation {}: {}",
             saved.plan.generation,
@@ -194,6 +191,9 @@ async fn apply(args: &ApplyArgs, out: Out) -> Result<ExitCode, Report> {
         let blocked = show::blocked(&driver, &survey, out);
         let broken = show::broken(&survey, out);
         if saved.is_empty() && saved.plan.absent.is_empty() && survey.stuck.is_empty() {
+            if args.place.only.is_empty() {
+                driver.retire().map_err(Report::new)?;
+            }
             show::nothing(&saved, changed, started.elapsed(), out);
             return Ok(ExitCode::SUCCESS);
         }
@@ -220,6 +220,25 @@ async fn apply(args: &ApplyArgs, out: Out) -> Result<ExitCode, Report> {
     }
     show::applied(&saved, &applied, started.elapsed(), out);
     Ok(ExitCode::from(if untrusted { UNTRUSTED } else { applied_code(&applied) }))
+}
+
+/// The plan that may be applied as it was saved.
+fn pending(args: &ApplyArgs, driver: &Driver, out: Out) -> Result<Option<Saved>, Report> {
+    if args.fresh || !args.place.only.is_empty() {
+        return Ok(None);
+    }
+    let Some(saved) = saved::pending(&driver.state).map_err(Report::new)? else { return Ok(None) };
+    // Made with an old password, for example, it would bring that back.
+    if !driver.is_current(&saved) {
+        out.say(format_args!(
+            "the saved plan of generation {} was made from another inventory, playbooks, artifacts or secrets: \
+             making a new one",
+            saved.plan.generation
+        ));
+        return Ok(None);
+    }
+    // Who was absent then may be here now: such a plan is made anew.
+    Ok(Some(saved).filter(|saved| saved.plan.absent.is_empty()))
 }
 
 fn applied_code(applied: &Applied) -> u8 {

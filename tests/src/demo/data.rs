@@ -64,7 +64,7 @@ impl Demo {
             Some(path) => user_table(path)?,
             None => apt::read(files)?,
         };
-        self.has_target(&table)?;
+        self.has_fit(&table)?;
         let data = self.site.clickhouse("data1");
         data.run("CREATE DATABASE IF NOT EXISTS apt", b"")?;
         data.run(&format!("DROP TABLE IF EXISTS {TABLE}"), b"")?;
@@ -76,12 +76,12 @@ impl Demo {
 
     /// Refuses a file of the user's that will not do, before anything is touched.
     pub(super) fn check_data(&self) -> Result<(), DemoError> {
-        self.options.data.as_deref().map_or(Ok(()), |path| self.has_target(&user_table(path)?))
+        self.options.data.as_deref().map_or(Ok(()), |path| self.has_fit(&user_table(path)?))
     }
 
-    fn has_target(&self, table: &Table) -> Result<(), DemoError> {
-        let known = table.columns.iter().any(|(name, _)| name == self.target());
-        must(known, &format!("a column {:?} to predict", self.target()), column_names(table))
+    fn has_fit(&self, table: &Table) -> Result<(), DemoError> {
+        let expected = format!("a table in which {:?} can be predicted (TARGET=COLUMN)", self.target());
+        table.unfit(self.target()).map_or(Ok(()), |why| must(false, &expected, why))
     }
 
     fn load_bucket(&self, bucket: &str, files: &[PathBuf]) -> Result<(), DemoError> {

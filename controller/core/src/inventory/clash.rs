@@ -6,6 +6,10 @@ use crate::finding::{Findings, nearest};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+/// The longest prefix of `service_cidr`: 16 addresses. The API server itself refuses fewer than 8, of which the
+/// network, its broadcast, the API and cluster DNS would leave four.
+const SERVICES_PREFIX: u8 = 28;
+
 pub(crate) fn check(raw: &Raw, findings: &mut Findings<'_>) {
     names(raw, findings);
     addresses(raw, findings);
@@ -82,6 +86,15 @@ fn ranges(raw: &Raw, findings: &mut Findings<'_>) {
             findings.add(&range.at, "range-overlap", message, "choose ranges that share no address");
         }
         seen.push((name, range.value));
+    }
+    if let Some(services) = raw.cluster.range("service_cidr")
+        && services.value.prefix() > SERVICES_PREFIX
+    {
+        let message = format!("service_cidr {} has too few addresses", services.value);
+        let hint = format!(
+            "the API takes one and every Service another: /{SERVICES_PREFIX} or wider, such as `10.96.0.0/16`"
+        );
+        findings.add(&services.at, "range-too-small", message, hint);
     }
     if let Some(pods) = raw.cluster.range("pod_cidr") {
         let (parts, servers) = (pods.value.parts(raw.cluster.node_prefix), raw.servers.len());
@@ -202,10 +215,11 @@ fn counts(raw: &Raw, findings: &mut Findings<'_>) {
     }
     for dataset in &raw.datasets {
         let have = count(dataset.value.role);
-        if u64::from(dataset.value.target_nodes) > have {
+        let wants = dataset.value.target_nodes.unwrap_or(dataset.value.min_nodes);
+        if u64::from(wants) > have {
             let message = format!(
-                "dataset `{}` wants {} `{}` servers, there are {have}",
-                dataset.value.name, dataset.value.target_nodes, dataset.value.role
+                "dataset `{}` wants {wants} `{}` servers, there are {have}",
+                dataset.value.name, dataset.value.role
             );
             findings.add(
                 &dataset.at,

@@ -98,7 +98,7 @@ struct DatasetView<'a> {
     prefix: &'a str,
     role: Role,
     min_nodes: u32,
-    target_nodes: u32,
+    target_nodes: Option<u32>,
 }
 
 #[derive(Serialize)]

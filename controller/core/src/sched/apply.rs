@@ -2,7 +2,7 @@
 //! known already, changes nothing; nothing here can fail.
 
 use super::Sched;
-use super::attempt::End;
+use super::attempt::{End, in_our_time};
 use super::fit::dominant_share;
 use super::state::{Asked, Job, KEPT_CHECKPOINTS, Live, Node, Pod, Sealed, Tries};
 use crate::job::{
@@ -137,13 +137,14 @@ impl Sched {
             }
             if phase == PodPhase::Running {
                 pod.state = PodState::Running;
-                pod.started_at_ms = Some(started_at_ms.unwrap_or(now));
+                let said = started_at_ms.and_then(|at| in_our_time(at, pod.placed_at_ms, now));
+                pod.started_at_ms = Some(said.unwrap_or(now));
             }
         });
-        if phase == PodPhase::Running
+        if let Some(started) = self.state.pods.get(&key).and_then(|pod| pod.started_at_ms)
             && let Some(job) = self.state.jobs.get_mut(&key.job)
         {
-            job.started_at_ms.get_or_insert(started_at_ms.unwrap_or(now));
+            job.started_at_ms.get_or_insert(started);
         }
     }
 

@@ -8,6 +8,10 @@ use super::state::{Live, Pod, Retry, pods_of};
 use crate::job::{Outcome, PodState, StopReason};
 use rackwright_wire::id::{JobId, PodKey, PodUid};
 
+/// How far a kubelet's clock may be from ours: its times are cut to whole seconds, and clocks that are kept
+/// right differ by less than another one.
+const CLOCKS_DIFFER_MS: u64 = 2_000;
+
 /// How an attempt ended.
 pub(super) struct End {
     pub(super) outcome: Outcome,
@@ -49,8 +53,7 @@ impl Sched {
         }
         let stopped = pod.stop.map(StopReason::outcome).filter(|_| end.outcome != Outcome::Succeeded);
         let outcome = stopped.unwrap_or(end.outcome);
-        let finished_at =
-            end.finished_at_ms.unwrap_or(now).clamp(pod.placed_at_ms, now.max(pod.placed_at_ms));
+        let (started_at, finished_at) = times(pod, &end, now);
         let cost = pod.cost(finished_at);
         let late = pod.stop == Some(StopReason::NotStarted) && outcome == Outcome::Failed;
         let reason = if late { format!("did not start in time: {}", end.reason) } else { end.reason };
@@ -60,7 +63,7 @@ impl Sched {
             pod.outcome = Some(outcome);
             pod.exit_code = end.exit_code;
             pod.reason = reason;
-            pod.started_at_ms = end.started_at_ms.or(pod.started_at_ms);
+            pod.started_at_ms = started_at;
             pod.finished_at_ms = Some(finished_at);
             pod.lost = end.lost;
             pod.gone = end.gone;
@@ -68,7 +71,7 @@ impl Sched {
         });
         if let Some(job) = self.state.jobs.get_mut(&key.job) {
             job.spent += cost;
-            job.started_at_ms = job.started_at_ms.or(end.started_at_ms);
+            job.started_at_ms = job.started_at_ms.or(started_at);
             job.finished_at_ms = Some(finished_at);
         }
         self.note_end(key, outcome);
@@ -185,6 +188,30 @@ impl Sched {
             self.edit_pod(key, |pod| pod.stop = Some(why));
         }
     }
+}
+
+/// A time that a kubelet names, between the placement and now; `None` when its clock differs from ours.
+pub(super) fn in_our_time(said_ms: u64, placed_ms: u64, now_ms: u64) -> Option<u64> {
+    let early = said_ms.saturating_add(CLOCKS_DIFFER_MS) < placed_ms;
+    let late = said_ms > now_ms.saturating_add(CLOCKS_DIFFER_MS);
+    (!early && !late).then(|| said_ms.clamp(placed_ms, now_ms.max(placed_ms)))
+}
+
+/// When an attempt started and ended, by our clock. Where the kubelet's clock differs, only how long it says
+/// that the attempt ran counts, from the start that we saw or up to now: bills and limits count durations.
+fn times(pod: &Pod, end: &End, now_ms: u64) -> (Option<u64>, u64) {
+    let ours = |said: u64| in_our_time(said, pod.placed_at_ms, now_ms);
+    if [end.started_at_ms, end.finished_at_ms].into_iter().flatten().all(|said| ours(said).is_some()) {
+        let finished = end.finished_at_ms.and_then(ours).unwrap_or(now_ms);
+        let started = end.started_at_ms.and_then(ours).or(pod.started_at_ms);
+        return (started.map(|at| at.min(finished)), finished);
+    }
+    let said = end.started_at_ms.zip(end.finished_at_ms);
+    let Some(ran_ms) = said.and_then(|(from, until)| until.checked_sub(from)) else {
+        return (pod.started_at_ms, now_ms);
+    };
+    let started = pod.started_at_ms.unwrap_or(now_ms.saturating_sub(ran_ms)).max(pod.placed_at_ms);
+    (Some(started), started.saturating_add(ran_ms).min(now_ms))
 }
 
 /// Which of several bad ends decides what becomes of a group.

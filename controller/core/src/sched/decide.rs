@@ -27,6 +27,11 @@ impl Sched {
         actions
     }
 
+    /// The latest time that an event or a decision brought; it never goes back.
+    pub fn clock_ms(&self) -> u64 {
+        self.clock_ms
+    }
+
     /// When the next decision is due if no event comes before; the past means now.
     pub fn next_wake_ms(&self) -> Option<u64> {
         let due = self.index.due.first().map(|(at, _)| *at);

@@ -1,5 +1,6 @@
 //! What the scheduler does, example by example.
 
+mod clocks;
 mod limits;
 
 use super::world::{config, facts, job_id, node_name, record, resources, spec, version};

@@ -303,7 +303,7 @@ impl DataPlane {
                     row.reached_percent = row.bound.map(|bound| bound.reached_percent(took));
                 }
             }
-            self.note(id, |operation| operation.datasets = rows);
+            self.note(id, |operation| operation.datasets.clone_from(&rows));
             if bytes > bytes_before {
                 (bytes_before, stuck_since) = (bytes, Instant::now());
             }
@@ -311,21 +311,33 @@ impl DataPlane {
                 return;
             }
             if stuck_since.elapsed() > PATIENCE {
-                let error = "some nodes do not have it yet: `rackwright data status` says why".to_owned();
-                return self.note(id, |operation| operation.error = Some(error));
+                let short = self.short_of_nodes(&rows);
+                return self.note(id, |operation| {
+                    operation.datasets = rows;
+                    operation.error = short;
+                });
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 
+    /// Which versions too few nodes have, in words. The others are published; who lacks them follows.
+    fn short_of_nodes(&self, rows: &[SyncRow]) -> Option<String> {
+        let short = rows.iter().filter_map(|row| {
+            let least = self.inner.datasets.iter().find(|of| of.name == row.dataset)?.min_nodes;
+            let have = row.nodes.values().flatten().filter(|version| version.complete).count();
+            let least = usize::try_from(least).unwrap_or(usize::MAX);
+            (have < least).then(|| format!("{}: {have} of at least {least} nodes have it", row.dataset))
+        });
+        let short: Vec<String> = short.collect();
+        (!short.is_empty()).then(|| format!("{}; `rackwright data status` says why", short.join("; ")))
+    }
+
     /// Servers that should hold a dataset, without the source.
     fn holders(&self, dataset: &str) -> Vec<String> {
-        let role = self.inner.datasets.iter().find(|known| known.name == dataset).map(|known| &known.role);
-        let places = self.inner.places.iter().filter(|place| Some(&place.role) == role);
-        places
-            .map(|place| place.server.clone())
-            .filter(|server| *server != self.inner.source.server)
-            .collect()
+        let known = self.inner.datasets.iter().find(|known| known.name == dataset);
+        let holders = known.map(|known| known.holders(&self.inner.places, &self.inner.source));
+        holders.unwrap_or_default().into_iter().map(|place| place.server.clone()).collect()
     }
 
     /// What holders have said of a version since then: one that does not answer now may have lost it.

@@ -87,6 +87,12 @@ pub enum DatasetConfig {
         order_by: Vec<String>,
         /// Servers of this role hold it.
         role: String,
+        /// A sync has done its work when so many of them have it.
+        #[serde(default = "one")]
+        min_nodes: u32,
+        /// So many of them hold it [default: all].
+        #[serde(default)]
+        target_nodes: Option<u32>,
     },
     /// A bucket of the source server.
     S3 {
@@ -97,19 +103,31 @@ pub enum DatasetConfig {
         prefix: String,
         /// Servers of this role hold it.
         role: String,
+        /// A sync has done its work when so many of them have it.
+        #[serde(default = "one")]
+        min_nodes: u32,
+        /// So many of them hold it [default: all].
+        #[serde(default)]
+        target_nodes: Option<u32>,
     },
+}
+
+const fn one() -> u32 {
+    1
 }
 
 impl Config {
     pub(super) fn datasets(&self) -> Vec<Dataset> {
         let dataset = |(name, config): (&String, &DatasetConfig)| {
-            let (spec, role) = match config.clone() {
-                DatasetConfig::Clickhouse { table, columns, order_by, role } => {
-                    (SourceSpec::Clickhouse { table, columns, order_by }, role)
+            let (spec, role, min_nodes, target_nodes) = match config.clone() {
+                DatasetConfig::Clickhouse { table, columns, order_by, role, min_nodes, target_nodes } => {
+                    (SourceSpec::Clickhouse { table, columns, order_by }, role, min_nodes, target_nodes)
                 }
-                DatasetConfig::S3 { bucket, prefix, role } => (SourceSpec::S3 { bucket, prefix }, role),
+                DatasetConfig::S3 { bucket, prefix, role, min_nodes, target_nodes } => {
+                    (SourceSpec::S3 { bucket, prefix }, role, min_nodes, target_nodes)
+                }
             };
-            Dataset { name: name.clone(), spec, role }
+            Dataset { name: name.clone(), spec, role, min_nodes, target_nodes }
         };
         self.dataset.iter().map(dataset).collect()
     }

@@ -122,7 +122,8 @@ pub(super) async fn usage(
     Extension(caller): Extension<Caller>,
     Params(query): Params<UsageQuery>,
 ) -> Result<Json<UsageList>, Problem> {
-    let now = now_ms();
+    // While the wall clock is behind the scheduler's, attempts are as late as the scheduler says.
+    let now = app.ask(|sched, _| sched.clock_ms()).await?.max(now_ms());
     let from_ms = moment("from", query.from.as_deref())?.unwrap_or(0);
     let until_ms = moment("to", query.to.as_deref())?.unwrap_or(now).min(now);
     let team = (caller.role != Role::Operator).then_some(caller.team);

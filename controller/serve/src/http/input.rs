@@ -4,8 +4,8 @@ use crate::app::App;
 use crate::problem::Problem;
 use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
 use axum::extract::{FromRequest, FromRequestParts, Query, Request};
-use axum::http::StatusCode;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
 use rackwright_core::job::Finding;
 use rackwright_wire::id::JobId;
@@ -22,6 +22,15 @@ impl FromRequest<App> for Body {
 
     #[expect(clippy::wildcard_enum_match_arm, reason = "axum may add kinds; all but one are answered alike")]
     async fn from_request(request: Request, app: &App) -> Result<Self, Problem> {
+        if !may_be_json(request.headers()) {
+            let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+            return Err(Problem::new(
+                status,
+                "invalid-request",
+                "the Content-Type says that the body is no JSON",
+            )
+            .hint("send `Content-Type: application/json`; with curl, `--json` instead of `-d`"));
+        }
         Bytes::from_request(request, app).await.map(Self).map_err(|rejection| match rejection {
             BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
                 too_large(app.limits.body_bytes)
@@ -31,6 +40,14 @@ impl FromRequest<App> for Body {
             }
         })
     }
+}
+
+/// Whether a body is said to be JSON, or nothing is said about it.
+fn may_be_json(headers: &HeaderMap) -> bool {
+    let Some(kind) = headers.get(header::CONTENT_TYPE) else { return true };
+    let kind = kind.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    let kind = kind.to_ascii_lowercase();
+    kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"))
 }
 
 impl Body {

@@ -39,7 +39,7 @@ pub(super) async fn show(
 fn view(set: &SealedSet, outcomes: &BTreeMap<String, String>) -> ResultSet {
     let outcome = match (&set.refused, set.kind) {
         (Some(why), _) => Some(format!("refused: {why}")),
-        (None, SetKind::Checkpoint) => Some("kept".to_owned()),
+        (None, SetKind::Checkpoint) => Some(format!("kept{}", set.but())),
         (None, SetKind::Results) => outcomes.get(&set.id()).cloned(),
     };
     ResultSet {

@@ -33,9 +33,10 @@ pub(super) async fn openapi() -> Json<serde_json::Value> {
 /// `GET /metrics`.
 pub(super) async fn metrics(State(app): State<App>) -> Result<String, Problem> {
     let mut text = app.counters.text();
-    let (pods, peak, ours, pending) = app
+    let (pods, peak, ours, pending, clock_ms) = app
         .ask(|sched, world| {
-            (world.pods(), world.peak(), world.ours().count(), super::cluster::pending(sched).len())
+            let pending = super::cluster::pending(sched).len();
+            (world.pods(), world.peak(), world.ours().count(), pending, sched.clock_ms())
         })
         .await?;
     gauge(&mut text, "pods", pods);
@@ -43,6 +44,7 @@ pub(super) async fn metrics(State(app): State<App>) -> Result<String, Problem> {
     gauge(&mut text, "job_pods", ours);
     gauge(&mut text, "jobs_pending", pending);
     gauge(&mut text, "cluster_seen_ms", app.health.synced_ms());
+    gauge(&mut text, "clock_ahead_ms", clock_ms.saturating_sub(now_ms()));
     if let Some(etcd) = &app.etcd
         && let Ok(size) = etcd.size().await
     {

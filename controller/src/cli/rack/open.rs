@@ -14,7 +14,7 @@ use rackwright_rack::agent::AgentBinary;
 use rackwright_rack::connect::{FirstUse, Rack};
 use rackwright_rack::drive::{Driver, now_s};
 use rackwright_rack::ledger::{HostLedger, LedgerError};
-use rackwright_rack::pki::Authorities;
+use rackwright_rack::pki::{Authorities, PkiError};
 use rackwright_rack::progress::Teller;
 use rackwright_rack::ramp::Patience;
 use rackwright_rack::setup::{self, Provider, SetupError};
@@ -38,7 +38,7 @@ pub(super) async fn driver(place: &Place, out: Out) -> Result<(Driver, Watch), R
     setup::learn(&mut ledger, &inventory, &provider, &now).map_err(setup)?;
     let targets = setup::targets(&inventory, &provider).map_err(setup)?;
     let secrets = setup::secrets(&inventory, &provider).map_err(setup)?;
-    let authorities = Authorities::open(&state, &inventory.cluster.name, now_s()).map_err(Report::new)?;
+    let authorities = Authorities::open(&state, &inventory.cluster.name, now_s()).map_err(pki)?;
     let agent = AgentBinary::open(&beside("rackwright-agent")?)
         .map_err(|error| Report::new(error).help("rackwright-agent must lie beside rackwright"))?;
     let mut files = cached(&artifacts, out).await?;
@@ -60,7 +60,7 @@ pub(super) async fn driver(place: &Place, out: Out) -> Result<(Driver, Watch), R
 pub(super) fn authorities(place: &Place) -> Result<(Inventory, Authorities), Report> {
     let inventory = inventory(&place.inventory)?;
     let state = StateDir::open(&inventory.cluster.name).map_err(state)?;
-    let authorities = Authorities::open(&state, &inventory.cluster.name, now_s()).map_err(Report::new)?;
+    let authorities = Authorities::open(&state, &inventory.cluster.name, now_s()).map_err(pki)?;
     Ok((inventory, authorities))
 }
 
@@ -93,6 +93,16 @@ pub(super) fn state(error: StateError) -> Report {
     let locked = matches!(error, StateError::Locked { .. });
     let report = Report::new(error);
     if locked { report.help("wait for the other one; the lock ends with its process") } else { report }
+}
+
+/// An authority's error with its help.
+fn pki(error: PkiError) -> Report {
+    let help = error.help();
+    let report = Report::new(error);
+    match help {
+        Some(help) => report.help(help),
+        None => report,
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

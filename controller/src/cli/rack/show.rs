@@ -2,6 +2,7 @@
 
 use crate::out::Out;
 use rackwright_core::lint::Lint;
+use rackwright_core::plan::Verdict;
 use rackwright_rack::drive::{Applied, Driver, cluster_problem, now_s};
 use rackwright_rack::follow::Failure;
 use rackwright_rack::preflight::{Obstacle, preflight};
@@ -171,7 +172,7 @@ pub(super) fn applied(saved: &Saved, applied: &Applied, took: Duration, out: Out
         format!(", {} Ready after {ready:.1} s", counted(saved.plan.servers.len(), "node"))
     });
     let changes = counted(applied.changes(), "change");
-    let text = format!("{}: {changes} in {seconds:.1} s{ready}", applied.verdict);
+    let text = format!("{}: {changes} in {seconds:.1} s{ready}", judged(applied));
     let value = json!({
         "generation": saved.plan.generation,
         "outcomes": applied.outcomes,
@@ -181,4 +182,38 @@ pub(super) fn applied(saved: &Saved, applied: &Applied, took: Duration, out: Out
         "cluster": cluster_problem(applied),
     });
     out.data(text, &value);
+}
+
+/// Servers and cluster in one line: a node that is missing is a step of no server.
+fn judged(applied: &Applied) -> String {
+    match (&applied.cluster, &applied.verdict) {
+        (None, verdict) => verdict.to_string(),
+        (Some(_), Verdict::Complete) => "every server's steps are as planned, the cluster is not".to_owned(),
+        (Some(_), verdict @ (Verdict::Enough(_) | Verdict::Short(_))) => {
+            format!("the cluster is not as planned, {verdict}")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rackwright_rack::cluster::ClusterError;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn a_missing_node_is_never_all_as_planned() {
+        let missing =
+            ClusterError::NotReady { wanted: 5, waited_s: 300, missing: "ml1 (not registered)".to_owned() };
+        let mut applied = Applied {
+            outcomes: BTreeMap::new(),
+            objects_changed: 0,
+            cluster: Some(missing),
+            ready_after: None,
+            verdict: Verdict::Complete,
+        };
+        assert_eq!(judged(&applied), "every server's steps are as planned, the cluster is not");
+        applied.cluster = None;
+        assert_eq!(judged(&applied), "every server is as planned");
+    }
 }

@@ -4,7 +4,7 @@ use super::need_secret;
 use crate::finding::Findings;
 use crate::inventory::table::{Located, Table};
 use crate::inventory::{Data, Dataset, DatasetSource, Role};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub(super) fn data(root: &Table<'_, '_>, findings: &mut Findings<'_>) -> Option<Data> {
     let known = [
@@ -22,15 +22,8 @@ pub(super) fn data(root: &Table<'_, '_>, findings: &mut Findings<'_>) -> Option<
         return None;
     };
     let data_dir = table.need_text("data_dir", "\"/data/rackwright\"", findings);
-    if let Some(dir) = &data_dir
-        && (!dir.value.starts_with('/') || dir.value.split('/').any(|part| part == ".."))
-    {
-        findings.add(&dir.at, "bad-path", "`data_dir` is not an absolute path", "such as `/data/rackwright`");
-    } else if let Some(dir) = &data_dir
-        && dir.value.split('/').filter(|part| !part.is_empty()).count() < 2
-    {
-        let hint = "a folder on the data disk, such as `/data/rackwright`: databases go beside it";
-        findings.add(&dir.at, "bad-path", "`data_dir` lies in the root folder", hint);
+    if let Some(dir) = &data_dir {
+        folder(dir, findings);
     }
     let clickhouse_port = port(&table, "clickhouse_port", 8123, None, findings);
     let minio_port = port(&table, "minio_port", 9000, Some(("ClickHouse", clickhouse_port)), findings);
@@ -49,6 +42,47 @@ pub(super) fn data(root: &Table<'_, '_>, findings: &mut Findings<'_>) -> Option<
         minio_access_key,
         minio_secret_key: minio_secret_key?,
     })
+}
+
+/// Folders that are somebody else's: the operating system's, the kernel's, the agent's, Kubernetes'.
+const FOREIGN: [&str; 18] = [
+    "/bin",
+    "/boot",
+    "/dev",
+    "/etc",
+    "/lib",
+    "/lib64",
+    "/proc",
+    "/run",
+    "/sbin",
+    "/sys",
+    "/usr",
+    "/var/lib/containerd",
+    "/var/lib/dpkg",
+    "/var/lib/etcd",
+    "/var/lib/kubelet",
+    "/var/lib/rackwright",
+    "/var/lib/systemd",
+    "/var/run",
+];
+
+/// The store's folder: absolute, two deep at least, and neither inside nor around a foreign one.
+fn folder(dir: &Located<&str>, findings: &mut Findings<'_>) {
+    let path = Path::new(dir.value);
+    let mut add = |message: &str, hint: &str| findings.add(&dir.at, "bad-path", message, hint);
+    if !path.is_absolute() || dir.value.split('/').any(|part| part == "..") {
+        add("`data_dir` is not an absolute path", "such as `/data/rackwright`");
+        return;
+    }
+    let foreign = FOREIGN.iter().find(|other| path.starts_with(other) || Path::new(other).starts_with(path));
+    // The root itself is one component.
+    if path.components().count() < 3 {
+        let hint = "a folder on the data disk, such as `/data/rackwright`: databases go beside it";
+        add("`data_dir` lies in the root folder", hint);
+    } else if let Some(other) = foreign {
+        let hint = "a folder of its own on the data disk, such as `/data/rackwright`: databases go beside it";
+        add(&format!("`data_dir` lies in or around {other}"), hint);
+    }
 }
 
 /// What listens on a rack's servers besides the databases.
@@ -136,9 +170,19 @@ pub(super) fn datasets(root: &Table<'_, '_>, findings: &mut Findings<'_>) -> Vec
 fn dataset(table: &Table<'_, '_>, name: &str, findings: &mut Findings<'_>) -> Option<Dataset> {
     let source = dataset_source(table, findings);
     let role = table.need::<Role>("role", "unknown-role", "\"ml\"", findings);
-    let mut count = |key| table.integer(key, 1..=10_000, findings).map_or(1, |count| count.value);
-    let min_nodes = count("min_nodes");
-    let target_nodes = count("target_nodes").max(min_nodes);
+    let mut count = |key| table.integer(key, 1..=10_000, findings);
+    let (least, target) = (count("min_nodes"), count("target_nodes"));
+    let min_nodes = least.map_or(1, |least| least.value);
+    if let Some(target) = target.as_ref().filter(|target| target.value < min_nodes) {
+        let message = format!("`target_nodes` is {}, `min_nodes` is {min_nodes}", target.value);
+        findings.add(
+            &target.at,
+            "out-of-range",
+            message,
+            "`min_nodes` of `target_nodes` are enough: raise it",
+        );
+    }
+    let target_nodes = target.map(|target| target.value);
     Some(Dataset { name: name.to_owned(), source: source?, role: role?.value, min_nodes, target_nodes })
 }
 
@@ -161,7 +205,7 @@ fn dataset_source(table: &Table<'_, '_>, findings: &mut Findings<'_>) -> Option<
     }
     let prefix = table.text("prefix", findings).map_or_else(String::new, |prefix| prefix.value.to_owned());
     if own == "bucket" {
-        let bucket = table.need_text("bucket", "\"my-bucket\"", findings)?.value.to_owned();
+        let bucket = bucket(table, findings)?;
         return Some(DatasetSource::S3 { bucket, prefix });
     }
     let name = table.need_text("table", "\"database.table\"", findings)?;
@@ -173,4 +217,19 @@ fn dataset_source(table: &Table<'_, '_>, findings: &mut Findings<'_>) -> Option<
         findings.add(&name.at, "bad-name", message, "such as `apt.packages`");
     }
     Some(DatasetSource::ClickHouse { table: name.value.to_owned() })
+}
+
+/// By the rules of S3 for bucket names. A store on disk makes a folder of it.
+fn bucket(table: &Table<'_, '_>, findings: &mut Findings<'_>) -> Option<String> {
+    let name = table.need_text("bucket", "\"my-bucket\"", findings)?;
+    let word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let plain = name.value.bytes().all(|byte| word(byte) || matches!(byte, b'.' | b'-'));
+    let ends = [name.value.bytes().next(), name.value.bytes().last()];
+    let framed = ends.into_iter().flatten().all(word);
+    if !plain || !framed || !(3..=63).contains(&name.value.len()) || name.value.contains("..") {
+        let message = format!("`bucket = \"{}\"` is no bucket name", name.value);
+        let hint = "3 to 63 lower-case letters, digits, `-` and single `.`; a letter or digit at both ends";
+        findings.add(&name.at, "bad-name", message, hint);
+    }
+    Some(name.value.to_owned())
 }

@@ -176,7 +176,7 @@ fn contract(server: &Table<'_, '_>, findings: &mut Findings<'_>) -> Option<Locat
         }
     };
     let (monthly, setup) = (money("monthly"), money("setup"));
-    let term_months = table.integer("term_months", 0..=120, findings).map_or(1, |months| months.value);
+    let term_months = table.integer("term_months", 1..=120, findings).map_or(1, |months| months.value);
     let since = table.need_text("since", "\"2026-01-15\"", findings).and_then(|text| {
         let date = text.value.parse::<Date>().ok();
         if date.is_none() {
