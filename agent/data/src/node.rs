@@ -116,7 +116,7 @@ impl Node {
     pub fn accept(&self, wanted: &Wanted) -> Result<Held, Error> {
         let layout = self.store.layout();
         let mut outcome = Ok(());
-        self.wanted.send_if_modified(|current| {
+        let is_new = self.wanted.send_if_modified(|current| {
             let key = wanted::pinned_key(layout);
             let checked = key.and_then(|key| {
                 let held = if current.is_none() { layout.manifests()? } else { Vec::new() };
@@ -142,7 +142,8 @@ impl Node {
         let held = self.held()?;
         let wanted = self.wanted.borrow().as_ref().map(|accepted| accepted.digests()).unwrap_or_default();
         let mut versions = held.datasets.values().flatten();
-        if versions.any(|version| !version.complete && wanted.contains(&version.digest)) {
+        // Of a new set the loop hears anyway; the same one again may find what somebody has removed.
+        if !is_new && versions.any(|version| !version.complete && wanted.contains(&version.digest)) {
             self.look_again();
         }
         Ok(held)
