@@ -141,7 +141,7 @@ mod tests {
             reader.query_row("SELECT count(*) FROM rows", [], |row| row.get::<_, i64>(0)).unwrap()
         };
         let db = Connection::open(&path).unwrap();
-        db.busy_timeout(std::time::Duration::ZERO).unwrap();
+        db.busy_timeout(std::time::Duration::from_millis(500)).unwrap();
         let writer = Writer::start(db, &path, 8).unwrap();
         other.execute_batch("BEGIN IMMEDIATE").unwrap();
         // The lock is let go just after it kept the transaction from beginning.
